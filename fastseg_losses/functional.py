@@ -1,0 +1,66 @@
+"""The losses as functions, and `region_sums` for people who write their own formula."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fastseg_losses.ops import segmentation_loss
+from fastseg_losses.spec import sums_spec
+
+__all__ = ["RegionSums", "region_sums", "segmentation_loss"]
+
+
+class RegionSums(NamedTuple):
+    """Differentiable sums over the valid pixels of each (sample, class), all float32 (N, C)."""
+
+    I: Tensor  # noqa: E741
+    P: Tensor
+    T: Tensor
+    V: Tensor
+
+
+def region_sums(
+    logits: Tensor,
+    targets: Tensor,
+    valid: Tensor | None = None,
+    *,
+    mode: str = "binary",
+    ignore_index: int | None = None,
+    backend: str = "auto",
+) -> RegionSums:
+    r"""Sum what every region loss is made of, in one read: I = \sum p t, P = \sum p, T = \sum t, V = number of pixels.
+
+    Any formula over these four small tensors is differentiable through the fused backward pass; for batch Dice across
+    ranks, all-reduce them first.
+
+    Args:
+        logits: (N, C, *spatial) float32, float16, bfloat16 or float64, before the sigmoid; in binary mode (N, *spatial) too.
+        targets: the logits' shape; bool, integer or floating in [0, 1].
+        valid: bool (N,) or (N, *spatial), or None.
+        mode: "binary" or "multilabel".
+        ignore_index: target value whose pixels count for nothing, or None.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        I, P, T and V, each (N, C), float32 (float64 for float64 logits).
+
+    Raises:
+        TypeError: a tensor of the wrong type or dtype.
+        ValueError: shapes, devices or target values that do not fit.
+
+    Example:
+        >>> import torch
+        >>> sums = region_sums(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+        >>> (1 - 2 * sums.I / (sums.P + sums.T)).mean()  # Dice without smoothing
+        tensor(0.3333)
+    """
+    loss, _ = segmentation_loss(_sums_spec(mode, ignore_index), logits, targets, valid, None, None, backend, None)
+    return RegionSums(*loss.unbind(0))
+
+
+@lru_cache(maxsize=64)
+def _sums_spec(mode: str, ignore_index: int | None) -> Any:
+    return sums_spec(mode, ignore_index)

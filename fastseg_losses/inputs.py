@@ -1,0 +1,171 @@
+"""What a call may pass: shapes, dtypes and devices checked once, brought to the canonical (N, C, P)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Sizes(NamedTuple):
+    """Samples, classes, pixels (the product of the spatial sizes)."""
+
+    N: int
+    C: int
+    P: int
+
+
+def check_inputs(
+    mode: str,
+    logits: Tensor,
+    targets: Tensor,
+    valid: Tensor | None,
+    class_weights: Tensor | None,
+    pos_weight: Tensor | None,
+) -> Sizes:
+    """Check one call's tensors against each other.
+
+    Returns:
+        The canonical sizes.
+
+    Raises:
+        TypeError: something is no tensor, or of a dtype that cannot be read.
+        ValueError: shapes or devices that do not fit together.
+    """
+    for name, tensor in (("logits", logits), ("targets", targets)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if logits.dtype not in FLOATING:
+        raise TypeError(
+            f"logits: expected float32, float16, bfloat16 or float64 (before the sigmoid), got {logits.dtype}"
+        )
+    if targets.dtype.is_complex or targets.dtype.is_floating_point and targets.dtype.itemsize < 2:
+        raise TypeError(f"targets: expected bool, an integer or a floating dtype, got {targets.dtype}")
+    if targets.requires_grad:
+        raise ValueError("targets: expected a tensor that does not require grad; pass targets.detach()")
+    sizes = _sizes(mode, logits)
+    _check_targets_shape(mode, logits, targets)
+    _check_valid(logits, sizes, valid)
+    for name, vector, lengths in (
+        ("class_weights", class_weights, (sizes.C,)),
+        ("pos_weight", pos_weight, (1, sizes.C)),
+    ):
+        if vector is not None and vector.numel() not in lengths:
+            expected = " or ".join(str(n) for n in dict.fromkeys(lengths))
+            raise ValueError(f"{name}: expected {expected} values for {sizes.C} classes, got {vector.numel()}")
+    for name, other in (
+        ("targets", targets),
+        ("valid", valid),
+        ("class_weights", class_weights),
+        ("pos_weight", pos_weight),
+    ):
+        if other is not None and other.device != logits.device:
+            raise ValueError(f"{name}: expected device {logits.device} as the logits', got {other.device}")
+    return sizes
+
+
+def _sizes(mode: str, logits: Tensor) -> Sizes:
+    shape = tuple(logits.shape)
+    if mode == "binary":
+        if not shape:
+            raise ValueError("logits: expected shape (N, 1, *spatial) or (N, *spatial), got a 0-d tensor")
+        return Sizes(shape[0], 1, _product(shape[1:]))  # (N, 1, *) and (N, *) hold the same pixels
+    if len(shape) < 2:
+        raise ValueError(f"logits: expected shape (N, C, *spatial) in mode {mode!r}, got {shape}")
+    return Sizes(shape[0], shape[1], _product(shape[2:]))
+
+
+def _check_targets_shape(mode: str, logits: Tensor, targets: Tensor) -> None:
+    if targets.shape == logits.shape:
+        return
+    if mode == "binary" and _without_channel(targets) == _without_channel(logits):
+        return
+    raise ValueError(
+        f"targets: expected the logits' shape {tuple(logits.shape)} in mode {mode!r}, got {tuple(targets.shape)}"
+    )
+
+
+def _without_channel(tensor: Tensor) -> tuple[int, ...]:
+    shape = tuple(tensor.shape)
+    return (shape[0], *shape[2:]) if len(shape) > 2 and shape[1] == 1 else shape
+
+
+def _check_valid(logits: Tensor, sizes: Sizes, valid: Tensor | None) -> None:
+    if valid is None:
+        return
+    if not isinstance(valid, Tensor):
+        raise TypeError(f"valid: expected a bool torch.Tensor or None, got {type(valid).__name__}")
+    if valid.dtype != torch.bool:
+        raise TypeError(f"valid: expected dtype torch.bool (True where annotated), got {valid.dtype}")
+    if tuple(valid.shape) == (sizes.N,):
+        return
+    spatial = tuple(logits.shape[2:])
+    allowed = {(sizes.N, *spatial), (sizes.N, 1, *spatial)}
+    if sizes.C == 1:
+        allowed |= {tuple(logits.shape), _without_channel(logits)}
+    if tuple(valid.shape) not in allowed:
+        raise ValueError(
+            f"valid: expected shape ({sizes.N},) for whole samples or {(sizes.N, *spatial)} for pixels, "
+            f"got {tuple(valid.shape)}"
+        )
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def live_pixels(
+    sizes: Sizes, targets: Tensor, valid: Tensor | None, ignore_index: int | None
+) -> Tensor | None:
+    """Which pixels count: bool, broadcastable to (N, C, P); None when all do.
+
+    Args:
+        sizes: the canonical sizes.
+        targets: (N, C, P).
+        valid: as the caller passed it.
+        ignore_index: target value that marks an ignored pixel.
+    """
+    live = None
+    if ignore_index is not None:
+        # In floating point: uint8 compared with -100 as integers would wrap to 156.
+        kind = torch.float64 if targets.dtype in (torch.int64, torch.int32, torch.float64) else torch.float32
+        live = targets.to(kind) != ignore_index
+    if valid is not None:
+        shape = (sizes.N, 1, 1) if valid.dim() == 1 and valid.shape[0] == sizes.N else (sizes.N, 1, sizes.P)
+        mask = valid.reshape(shape)
+        live = mask if live is None else live & mask
+    return live
+
+
+def pixel_stride(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
+    """The one stride that walks all of these dimensions in order, or None when there is none.
+
+    Example:
+        >>> pixel_stride((4, 5), (5, 1)), pixel_stride((4, 5), (15, 3)), pixel_stride((4, 5), (1, 4))
+        (1, 3, None)
+    """
+    real = [(size, stride) for size, stride in zip(shape, strides, strict=True) if size != 1]
+    if not real:
+        return 1
+    for (_, outer), (size, inner) in zip(real, real[1:], strict=False):
+        if outer != size * inner:
+            return None
+    return real[-1][1]
+
+
+def canonical_strides(mode: str, sizes: Sizes, tensor: Tensor) -> tuple[int, int, int] | None:
+    """Strides (n, c, p) of a tensor of the logits' or targets' shape, or None when its pixels have no one stride."""
+    channel = 0 if mode == "binary" else 1
+    pixel = pixel_stride(tuple(tensor.shape[channel + 1 :]), tensor.stride()[channel + 1 :])
+    if pixel is None:
+        return None
+    # the stride of a dimension of one is arbitrary and would only spoil the alignment
+    n = tensor.stride(0) if sizes.N > 1 else 0
+    c = tensor.stride(channel) if sizes.C > 1 else 0
+    return n, c, pixel

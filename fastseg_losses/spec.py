@@ -1,0 +1,226 @@
+"""What a loss is: frozen, hashable descriptions that the reference, the kernels and the operators all read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
+
+MODES = ("binary", "multilabel", "multiclass")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+@dataclass(frozen=True)
+class PointTerm:
+    """A pointwise term: `bce` or `focal`, weighted, with its hyper-parameters.
+
+    Attributes:
+        name: "bce" or "focal".
+        weight: factor in the combination, at least 0.
+        label_smoothing: bce only; the target becomes t * (1 - e) + e / 2.
+        alpha: focal only; weight of the positive class, or None for no class balance.
+        gamma: focal only; exponent of (1 - p_t), at least 0.
+    """
+
+    name: str
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+    alpha: float | None = None
+    gamma: float = 0.0
+
+
+@dataclass(frozen=True)
+class RegionTerm:
+    """A region term: ((1 - score) or -log(score)) ** gamma, where score = (I + s) / (I + alpha FP + beta FN + s).
+
+    Dice is alpha = beta = 0.5 with half its `smooth`, IoU is alpha = beta = 1: one formula serves all three.
+    """
+
+    name: str
+    weight: float
+    alpha: float
+    beta: float
+    smooth: float
+    gamma: float = 1.0
+    log_loss: bool = False
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A whole loss: its terms and how they are reduced. Tensors (class weights, pos_weight) travel beside it.
+
+    `reduction` may also be "sums", which asks for the region sums themselves instead of a loss.
+    """
+
+    mode: str
+    points: tuple[PointTerm, ...] = ()
+    regions: tuple[RegionTerm, ...] = ()
+    reduction: str = "mean"
+    ignore_index: int | None = None
+    include_background: bool = True
+    batch: bool = False
+    absent: str = "keep"
+    activation: str | None = None
+    key: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Fill in `key`, the text form that operators take in their schema."""
+        fields = {k: v for k, v in asdict(self).items() if k != "key"}
+        object.__setattr__(self, "key", json.dumps(fields, sort_keys=True))
+
+    @cached_property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the terms in the order in which the statistics list them."""
+        return tuple(term.name for term in (*self.points, *self.regions))
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def from_key(key: str) -> LossSpec:
+        """The spec whose `key` this is."""
+        fields = json.loads(key)
+        fields["points"] = tuple(PointTerm(**t) for t in fields["points"])
+        fields["regions"] = tuple(RegionTerm(**t) for t in fields["regions"])
+        return LossSpec(**fields)
+
+
+def bce_term(weight: float = 1.0, label_smoothing: float = 0.0) -> PointTerm:
+    """Binary cross-entropy."""
+    _check_number("label_smoothing", label_smoothing, 0.0, 1.0)
+    return PointTerm("bce", weight, label_smoothing=float(label_smoothing))
+
+
+def focal_term(weight: float = 1.0, alpha: float | None = 0.25, gamma: float = 2.0) -> PointTerm:
+    """Focal loss; alpha None leaves the classes unbalanced."""
+    if isinstance(alpha, Sequence):
+        raise TypeError(
+            "focal alpha: a sequence (one value per class) is for mode='multiclass'; expected a float or None, "
+            f"got {alpha!r}"
+        )
+    if alpha is not None:
+        _check_number("alpha", alpha, 0.0, 1.0)
+        alpha = float(alpha)
+    _check_number("gamma", gamma, 0.0, math.inf)
+    return PointTerm("focal", weight, alpha=alpha, gamma=float(gamma))
+
+
+def dice_term(weight: float = 1.0, smooth: float = 1.0, log_loss: bool = False) -> RegionTerm:
+    """Dice, (2I + s) / (P + T + s): the Tversky score at alpha = beta = 0.5 and s / 2."""
+    _check_number("smooth", smooth, 0.0, math.inf)
+    return RegionTerm("dice", weight, 0.5, 0.5, smooth / 2, log_loss=bool(log_loss))
+
+
+def iou_term(weight: float = 1.0, smooth: float = 1.0, log_loss: bool = False) -> RegionTerm:
+    """IoU (Jaccard), (I + s) / (P + T - I + s): the Tversky score at alpha = beta = 1."""
+    _check_number("smooth", smooth, 0.0, math.inf)
+    return RegionTerm("iou", weight, 1.0, 1.0, float(smooth), log_loss=bool(log_loss))
+
+
+def tversky_term(
+    weight: float = 1.0,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    smooth: float = 1.0,
+    gamma: float = 1.0,
+    log_loss: bool = False,
+) -> RegionTerm:
+    """Tversky; alpha weighs false positives, beta false negatives, gamma makes it focal per group."""
+    _check_number("alpha", alpha, 0.0, math.inf)
+    _check_number("beta", beta, 0.0, math.inf)
+    _check_number("smooth", smooth, 0.0, math.inf)
+    _check_number("gamma", gamma, 0.0, math.inf, above=True)
+    return RegionTerm(
+        "tversky", weight, float(alpha), float(beta), float(smooth), float(gamma), bool(log_loss)
+    )
+
+
+def make_spec(
+    points: Sequence[PointTerm] = (),
+    regions: Sequence[RegionTerm] = (),
+    *,
+    mode: str,
+    reduction: str,
+    ignore_index: int | None,
+    include_background: bool,
+    batch: bool,
+    absent: str,
+    activation: str | None,
+    upsample: str | None = None,
+) -> LossSpec:
+    """Check the arguments that all losses share and put the spec together.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument outside its range.
+        NotImplementedError: multiclass mode or upsampling, which are not built yet.
+    """
+    _check_choice("mode", mode, MODES)
+    _check_choice("reduction", reduction, REDUCTIONS)
+    _check_choice("absent", absent, ("keep", "skip"))
+    if mode == "multiclass":
+        raise NotImplementedError("mode='multiclass' is not available yet; use 'binary' or 'multilabel'")
+    if upsample is not None:
+        raise NotImplementedError(f"upsample={upsample!r} is not available yet; upsample the logits first")
+    if activation not in (None, "sigmoid"):
+        raise ValueError(f"activation: expected None or 'sigmoid' in mode {mode!r}, got {activation!r}")
+    if not include_background:
+        raise ValueError(
+            "include_background: False is for mode='multiclass' (there is no background class otherwise)"
+        )
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}")
+    for name, flag in (("batch", batch), ("include_background", include_background)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected a bool, got {flag!r}")
+    if batch and reduction == "none" and points and regions:
+        raise ValueError(
+            "reduction: 'none' with batch=True has no common shape for pointwise and region terms; "
+            "use 'mean' or 'sum', or one loss at a time"
+        )
+    # Pointwise terms are the same per sample or per batch; per sample keeps their (N, C) under 'none'.
+    return LossSpec(
+        mode=mode,
+        points=tuple(points),
+        regions=tuple(regions),
+        reduction=reduction,
+        ignore_index=ignore_index,
+        include_background=include_background,
+        batch=batch and bool(regions),
+        absent=absent,
+        activation=activation,
+    )
+
+
+def sums_spec(mode: str, ignore_index: int | None) -> LossSpec:
+    """The spec of `region_sums`: no terms, the sums themselves."""
+    base = make_spec(
+        mode=mode,
+        reduction="sum",
+        ignore_index=ignore_index,
+        include_background=True,
+        batch=False,
+        absent="keep",
+        activation=None,
+    )
+    return replace(base, reduction="sums")
+
+
+def check_weight(name: str, value: float) -> float:
+    """A term's weight in the combination: a finite number of at least 0."""
+    _check_number(name, value, 0.0, math.inf)
+    return float(value)
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_number(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    inside = (low < value if above else low <= value) and value <= high and math.isfinite(value)
+    if not inside:
+        bound = f"{'above' if above else 'at least'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
+        raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")

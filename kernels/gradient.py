@@ -1,0 +1,162 @@
+"""The backward kernel: one more read of the inputs, the gradient of every term written once."""
+
+import triton
+import triton.language as tl
+
+from fastseg_losses.kernels.finalize import NORMS
+from fastseg_losses.kernels.sums import read_pixels, tile_offsets
+from fastseg_losses.kernels.terms import sigmoid_pixel
+
+
+@triton.jit
+def store_tile(
+    base_ptr, start, stride_p, value, inside, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, CHECK: tl.constexpr
+):
+    """Write one tile of the gradient, streaming: nothing of this launch reads it again."""
+    i = tile_offsets(ROWS, WIDTH)
+    if UNIT:
+        ptrs = base_ptr + start + i
+    else:
+        ptrs = base_ptr + start * stride_p.to(tl.int64) + i * stride_p
+    if CHECK:
+        tl.store(ptrs, value.to(base_ptr.dtype.element_ty), mask=inside, cache_modifier=".cs")
+    else:
+        tl.store(ptrs, value.to(base_ptr.dtype.element_ty), cache_modifier=".cs")
+
+
+@triton.jit
+def slope_of_terms(x, t, coefs, params, TERMS: tl.constexpr, PTX: tl.constexpr):
+    """Sum over the terms of coefficient * slope, at every pixel."""
+    pixel = sigmoid_pixel(x, t, PTX)
+    slope = tl.zeros_like(x)
+    for k in tl.static_range(len(TERMS)):
+        _, d = TERMS[k](pixel, params, PTX)
+        slope += coefs[k] * d
+    return slope
+
+
+NOT_SPECIALIZED = (
+    *("dloss_ptr", "pos_weight_ptr", "N", "C", "P", "pos_weight_stride"),
+    *("dlogits_stride_n", "dlogits_stride_c", "dlogits_stride_p"),
+    *("dloss_stride_k", "dloss_stride_n", "dloss_stride_c"),
+    *("logits_stride_n", "logits_stride_c", "logits_stride_p"),
+    *("targets_stride_n", "targets_stride_c", "targets_stride_p"),
+    *("valid_stride_n", "valid_stride_p"),
+)
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+def _gradient_kernel(
+    # outputs
+    dlogits_ptr,  # (N, C, P)
+    # inputs
+    dloss_ptr,  # () or (N, C) or (C,), or (4, N, C) with sums
+    table_ptr,  # norms, coefs: see finalize.py
+    logits_ptr,  # (N, C, P)
+    targets_ptr,  # (N, C, P)
+    valid_ptr,  # (N, P) or (N,) or None
+    pos_weight_ptr,  # (C,) or None
+    dloss_stride_k,
+    dloss_stride_n,
+    dloss_stride_c,
+    # sizes
+    N,
+    C,
+    P,
+    # strides
+    dlogits_stride_n,
+    dlogits_stride_c,
+    dlogits_stride_p,
+    logits_stride_n,
+    logits_stride_c,
+    logits_stride_p,
+    targets_stride_n,
+    targets_stride_c,
+    targets_stride_p,
+    valid_stride_n,
+    valid_stride_p,
+    pos_weight_stride,
+    # scalars
+    term_params,  # alpha_neg, alpha_pos, gamma, label_smoothing
+    ignore_index,
+    # constexprs
+    TERMS: tl.constexpr,
+    SUMS: tl.constexpr,
+    BATCH: tl.constexpr,
+    VALID: tl.constexpr,
+    HAS_IGNORE: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    TILE: tl.constexpr = ROWS * WIDTH
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(P, TILE)
+    start = pid % tiles * TILE
+    n = pid // tiles // C
+    c = pid // tiles % C
+
+    dlogits_base = n.to(tl.int64) * dlogits_stride_n + c.to(tl.int64) * dlogits_stride_c
+    logits_base = n.to(tl.int64) * logits_stride_n + c.to(tl.int64) * logits_stride_c
+    targets_base = n.to(tl.int64) * targets_stride_n + c.to(tl.int64) * targets_stride_c
+    valid_base = n.to(tl.int64) * valid_stride_n
+    if ALIGNED:
+        dlogits_base = tl.multiple_of(dlogits_base, 16)
+        logits_base = tl.multiple_of(logits_base, 16)
+        targets_base = tl.multiple_of(targets_base, 16)
+        if VALID == "pixel":
+            valid_base = tl.multiple_of(valid_base, 16)
+    dlogits_ptr += dlogits_base
+    logits_ptr += logits_base
+    targets_ptr += targets_base
+    annotated = True
+    if VALID != "none":
+        valid_ptr += valid_base
+    if VALID == "sample":
+        annotated = tl.load(valid_ptr) != 0
+
+    pos_weight = 1.0
+    if pos_weight_ptr is not None:
+        pos_weight = tl.load(pos_weight_ptr + c * pos_weight_stride)
+    params = (term_params[0], term_params[1], term_params[2], pos_weight, term_params[3])
+
+    G = N * C
+    g = n * C + c
+    if BATCH:
+        G = C
+        g = c
+    dloss_ptr += n.to(tl.int64) * dloss_stride_n + c.to(tl.int64) * dloss_stride_c
+    coefs = ()
+    for k in tl.static_range(len(TERMS)):
+        if SUMS:
+            coefs = coefs + (tl.load(dloss_ptr + k * dloss_stride_k).to(tl.float32),)
+        else:
+            norm = tl.load(table_ptr + (0 if k < 2 else 1))
+            coef = tl.load(table_ptr + NORMS + k * G + g)
+            coefs = coefs + (coef * norm * tl.load(dloss_ptr).to(tl.float32),)
+
+    inside = start + tile_offsets(ROWS, WIDTH) < P
+    if annotated:
+        if start + TILE <= P:
+            x, t, live = read_pixels(
+                logits_ptr, targets_ptr, valid_ptr, start, P,
+                logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
+                ROWS, WIDTH, UNIT, VALID == "pixel", HAS_IGNORE, False,
+            )  # fmt: skip
+            dx = slope_of_terms(x, t, coefs, params, TERMS, PTX)
+            if (VALID == "pixel") or HAS_IGNORE:
+                dx = tl.where(live, dx, 0.0)
+            store_tile(dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, False)
+        else:
+            x, t, live = read_pixels(
+                logits_ptr, targets_ptr, valid_ptr, start, P,
+                logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
+                ROWS, WIDTH, UNIT, VALID == "pixel", HAS_IGNORE, True,
+            )  # fmt: skip
+            dx = tl.where(live, slope_of_terms(x, t, coefs, params, TERMS, PTX), 0.0)
+            store_tile(dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, True)
+    else:
+        zero = tl.zeros([ROWS, WIDTH], tl.float32)
+        store_tile(dlogits_ptr, start, dlogits_stride_p, zero, inside, ROWS, WIDTH, UNIT, True)

@@ -1,0 +1,46 @@
+"""Tile sizes and program counts: pure functions of the problem, with the measurements behind them."""
+
+from typing import NamedTuple
+
+
+class ForwardTile(NamedTuple):
+    """Tile of the sums kernel: rows x width pixels, warps a program, loads in flight, programs a multiprocessor."""
+
+    rows: int
+    width: int
+    num_warps: int
+    stages: int
+    programs: int
+
+
+class GradientTile(NamedTuple):
+    """Tile of the gradient kernel."""
+
+    rows: int
+    width: int
+    num_warps: int
+
+
+def forward_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> ForwardTile:
+    """Tile of the forward kernel for the given element sizes; `unit`: pixels lie next to each other."""
+    if not unit:
+        return ForwardTile(rows=256, width=1, num_warps=8, stages=1, programs=4)
+    if logits_bytes == 4:
+        return ForwardTile(rows=256, width=4, num_warps=8, stages=3, programs=4)
+    return ForwardTile(rows=256, width=8, num_warps=8, stages=2, programs=4)
+
+
+def gradient_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> GradientTile:
+    """Tile of the backward kernel for the given element sizes."""
+    if not unit:
+        return GradientTile(rows=256, width=1, num_warps=8)
+    if logits_bytes == 4:
+        return GradientTile(rows=256, width=4, num_warps=8)
+    return GradientTile(rows=128, width=8, num_warps=4)
+
+
+def programs_per_group(groups: int, pixels: int, tile: ForwardTile, multiprocessors: int) -> int:
+    """How many programs share one group's pixels: the device filled once over, and no program without a tile."""
+    wanted = -(-tile.programs * multiprocessors // groups)
+    tiles = -(-pixels // (tile.rows * tile.width))
+    return max(1, min(wanted, tiles))
