@@ -136,9 +136,17 @@ def _takes_triton(backend: str, logits: Tensor) -> bool:
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=None)
 def _trouble(device_type: str, index: int | None) -> str:
     """Why the kernels cannot run on a device; empty when they can."""
+    if (device_type, index) not in _TROUBLES:
+        _TROUBLES[device_type, index] = _find_trouble(device_type, index)
+    return _TROUBLES[device_type, index]
+
+
+_TROUBLES: dict[tuple[str, int | None], str] = {}
+
+
+def _find_trouble(device_type: str, index: int | None) -> str:
     try:
         triton = importlib.import_module("triton")
         version = tuple(int(part) for part in triton.__version__.split(".")[:2])

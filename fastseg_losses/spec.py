@@ -6,7 +6,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
+from dataclasses import fields as dataclass_fields
+from functools import lru_cache
 
 MODES = ("binary", "multilabel", "multiclass")
 REDUCTIONS = ("mean", "sum", "none")
@@ -63,17 +64,17 @@ class LossSpec:
     batch: bool = False
     absent: str = "keep"
     activation: str | None = None
-    key: str = field(default="", compare=False, repr=False)
+    term_names: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    key: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Fill in `key`, the text form that operators take in their schema."""
-        fields = {k: v for k, v in asdict(self).items() if k != "key"}
+        """Fill in `term_names`, the order of the statistics, and `key`, the text form that operators take."""
+        fields = {f.name: getattr(self, f.name) for f in dataclass_fields(self) if f.init}
+        fields["points"] = [asdict(term) for term in self.points]
+        fields["regions"] = [asdict(term) for term in self.regions]
         object.__setattr__(self, "key", json.dumps(fields, sort_keys=True))
-
-    @cached_property
-    def term_names(self) -> tuple[str, ...]:
-        """Names of the terms in the order in which the statistics list them."""
-        return tuple(term.name for term in (*self.points, *self.regions))
+        names = tuple(term.name for term in (*self.points, *self.regions))
+        object.__setattr__(self, "term_names", names)
 
     @staticmethod
     @lru_cache(maxsize=1024)

@@ -207,6 +207,14 @@ def _sums_forward_kernel(
         tl.full([ROWS], float("inf"), tl.float32),
         tl.zeros([ROWS], tl.float32),
     )
+    # The odd tile first: every result of the loop then has one use, which Triton 3.6's thread-locality pass asserts.
+    if full < end:
+        x, t, live = read_pixels(
+            logits_ptr, targets_ptr, valid_ptr, full, end,
+            logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
+            ROWS, WIDTH, UNIT, VALID == "pixel", HAS_IGNORE, True,
+        )  # fmt: skip
+        sums, extremes = add_tile(sums, extremes, x, t, live, params, TERMS, True, COUNT, BINARY_TARGETS, PTX)
     for start in tl.range(begin, full, TILE, num_stages=STAGES):
         x, t, live = read_pixels(
             logits_ptr, targets_ptr, valid_ptr, start, end,
@@ -216,22 +224,17 @@ def _sums_forward_kernel(
         sums, extremes = add_tile(
             sums, extremes, x, t, live, params, TERMS, COUNT, COUNT, BINARY_TARGETS, PTX
         )
-    if full < end:
-        x, t, live = read_pixels(
-            logits_ptr, targets_ptr, valid_ptr, full, end,
-            logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
-            ROWS, WIDTH, UNIT, VALID == "pixel", HAS_IGNORE, True,
-        )  # fmt: skip
-        sums, extremes = add_tile(sums, extremes, x, t, live, params, TERMS, True, COUNT, BINARY_TARGETS, PTX)
 
     largest = tl.max(extremes[0])
     smallest = tl.min(extremes[1])
     stray = tl.max(extremes[2])
     nonfinite = 0.0
     bad_targets = 0.0
-    total_mass = tl.sum(sums[MASS])
+    totals = ()
+    for k in tl.static_range(K + (1 if COUNT else 0)):
+        totals = totals + (tl.sum(sums[k]),)
     # fmax drops NaN; the sum of probabilities does not. Only then are the pixels looked at one by one.
-    odd = (largest == float("inf")) | (smallest == float("-inf")) | (total_mass != total_mass)
+    odd = (largest == float("inf")) | (smallest == float("-inf")) | (totals[MASS] != totals[MASS])
     if odd | (stray > 0.501):
         for start in range(begin, end, TILE):
             x, t, live = read_pixels(
@@ -250,13 +253,13 @@ def _sums_forward_kernel(
     groups_ptr = workspace_ptr
     partials_ptr = groups_ptr + (K + 5 + NUM_REGION) * G
     for k in tl.static_range(K):
-        total = tl.sum(sums[k])
+        total = totals[k]
         if k >= FIRST_POINT:
             # as in PyTorch: an infinite logit makes the cross-entropy NaN (inf - inf), even where its target agrees
             total = tl.where(nonfinite > 0.0, float("nan"), total)
         tl.store(partials_ptr + k * total_rows + pid, total)
     if COUNT:
-        valid_count = tl.sum(sums[K])
+        valid_count = totals[K]
     else:
         valid_count = tl.maximum(end - begin, 0).to(tl.float32)
     tl.store(partials_ptr + K * total_rows + pid, valid_count)

@@ -1,0 +1,42 @@
+# The development environment lives in .venv and is set up by whichever target needs it first.
+#   make train    train the built-in model on the embedded synthetic set
+#   make test     run the tests            make lint    lint, formatting, types
+#   make bench    run the benchmarks       make clean   remove .venv and what the tools left behind
+# `make test PYTHON=python3.12` picks the interpreter of a new .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STAMP  := $(VENV)/.installed
+
+.PHONY: train test lint bench clean
+
+train: $(STAMP)
+	$(PY) train.py
+
+# Two processes, because whether a kernel is interpreted is decided when it is decorated: the first
+# interprets the kernels where there is no GPU, the second builds them for GPUs that need not be there.
+test: $(STAMP)
+	$(PY) -m pytest -m "not compile_only"
+	TRITON_INTERPRET=0 $(PY) -m pytest tests -m compile_only
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(STAMP)
+	$(PY) -m pytest benchmarks --benchmark-only
+
+# torch first and by its exact version: a plain `torch` may resolve to a newer build of several GB.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastseg-losses needs Python 3.10 or newer; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[train,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

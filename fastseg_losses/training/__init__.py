@@ -1,0 +1,1 @@
+"""The trainer: parquet data, census, model, collapse monitor, training loop and report."""

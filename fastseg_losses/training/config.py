@@ -1,0 +1,298 @@
+"""What a training run is: one frozen dataclass, its command line and its JSON form.
+
+The fields of :class:`TrainConfig` are the single list of options. The command line is generated
+from them, so that a new option is one field and nothing else. Nothing here imports torch:
+``train.py --help`` has to answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+LOSSES = ("combined", "bce", "dice", "iou", "tversky", "focal")
+
+# The weights of the combined loss where none is given.
+COMBINED_WEIGHTS: dict[str, float] = {
+    "bce_weight": 0.4,
+    "dice_weight": 0.4,
+    "focal_weight": 0.2,
+    "iou_weight": 0.0,
+    "tversky_weight": 0.0,
+}
+
+# Without --data the run must end in about two minutes on two CPU cores and visibly learn.
+SYNTHETIC_DEFAULTS: dict[str, Any] = {
+    "epochs": 20,
+    "image_size": 96,
+    "lr": 2e-3,
+    "num_workers": 0,
+}
+
+EXIT_OK = 0
+EXIT_BAD_INPUT = 2
+EXIT_REFUSED = 3
+EXIT_COLLAPSED = 4
+EXIT_NON_FINITE = 5
+EXIT_INTERRUPTED = 130
+
+EPILOG = f"""\
+exit codes: {EXIT_OK} finished; {EXIT_BAD_INPUT} wrong option or unreadable input;
+{EXIT_REFUSED} refused, no annotated training row has foreground; {EXIT_COLLAPSED} stopped by
+--on-collapse stop; {EXIT_NON_FINITE} NaN or Inf; {EXIT_INTERRUPTED} Ctrl-C (last.pt is saved).
+
+Without --data an embedded synthetic set is generated and trained on, with its own defaults:
+{", ".join(f"--{name.replace('_', '-')} {value}" for name, value in SYNTHETIC_DEFAULTS.items())}.
+"""
+
+
+def _option(
+    group: str,
+    default: Any,
+    text: str,
+    *,
+    parse: type = str,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A dataclass field that is also a command-line option."""
+    metadata = {
+        "group": group,
+        "help": text,
+        "parse": parse,
+        "choices": choices,
+        "metavar": metavar,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every setting of one training run, resolved and checked.
+
+    Raises:
+        ValueError: A field is out of range; the message names it, what was expected, what came.
+    """
+
+    data: str | None = _option(
+        "data",
+        None,
+        "parquet index with the columns image, mask, has_segmentation and optionally image_id, "
+        "split; without it a synthetic set is generated",
+        metavar="FILE",
+    )
+    val: str | None = _option(
+        "data", None, "second parquet index, used for validation", metavar="FILE"
+    )
+    val_fraction: float = _option(
+        "data",
+        0.2,
+        "share of the rows drawn for validation where the index has no split column",
+        parse=float,
+    )
+    keep_unannotated: bool = _option(
+        "data",
+        False,
+        "draw rows without annotation too; they stay masked out of loss and statistics",
+        parse=bool,
+    )
+    allow_no_foreground: bool = _option(
+        "data",
+        False,
+        "train even if no annotated training row has foreground (refused by default)",
+        parse=bool,
+    )
+    allow_outside: bool = _option(
+        "data",
+        False,
+        "let paths in the index point outside the index's own folder",
+        parse=bool,
+    )
+    image_size: int = _option(
+        "data", 256, "images are resized to SIZE x SIZE", parse=int, metavar="SIZE"
+    )
+    num_workers: int = _option("data", 2, "loader processes; 0 loads in the main one", parse=int)
+    loss: str = _option("loss", "combined", "the training loss", choices=LOSSES)
+    bce_weight: float | None = _option("loss", None, "weight in --loss combined", parse=float)
+    dice_weight: float | None = _option("loss", None, "weight in --loss combined", parse=float)
+    focal_weight: float | None = _option("loss", None, "weight in --loss combined", parse=float)
+    iou_weight: float | None = _option("loss", None, "weight in --loss combined", parse=float)
+    tversky_weight: float | None = _option("loss", None, "weight in --loss combined", parse=float)
+    model: str | None = _option(
+        "training",
+        None,
+        "your own net: a callable without arguments that returns a torch.nn.Module mapping "
+        "(N, 3, H, W) to logits (N, 1, H, W); default: the built-in LightweightUNet",
+        metavar="MODULE:FACTORY",
+    )
+    epochs: int = _option("training", 50, "passes over the training rows", parse=int)
+    max_steps: int | None = _option(
+        "training", None, "end after N optimizer steps, whatever --epochs says", parse=int
+    )
+    batch_size: int = _option("training", 8, "images per step", parse=int)
+    lr: float = _option("training", 1e-3, "learning rate of AdamW, constant", parse=float)
+    weight_decay: float = _option("training", 1e-2, "weight decay of AdamW", parse=float)
+    seed: int = _option("training", 0, "same seed, same weights, bit by bit on the CPU", parse=int)
+    device: str = _option(
+        "training", "auto", "auto (CUDA where there is one), cpu, cuda, cuda:1", metavar="DEVICE"
+    )
+    output_dir: str | None = _option(
+        "run",
+        None,
+        "the run's folder, which must not hold anything yet; default: a fresh runs/train-NNN",
+        metavar="DIR",
+    )
+    check_every: int = _option(
+        "run", 50, "batches between two checks of the collapse monitor", parse=int
+    )
+    on_collapse: str = _option(
+        "run", "warn", "what to do when predictions collapse", choices=("warn", "stop")
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges, so that nothing is written for a run that cannot be."""
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("image_size", 8),
+            ("num_workers", 0),
+            ("seed", 0),
+            ("check_every", 1),
+        ):
+            _check(self, name, least <= getattr(self, name), f"a whole number of at least {least}")
+        _check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
+        _check(self, "image_size", self.image_size <= 8192, "at most 8192")
+        _check(self, "seed", self.seed < 2**32, "less than 2**32")
+        _check(self, "lr", math.isfinite(self.lr) and self.lr > 0, "a finite number above 0")
+        _check(
+            self,
+            "weight_decay",
+            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            "a finite number of at least 0",
+        )
+        _check(self, "val_fraction", 0 < self.val_fraction < 1, "a number between 0 and 1")
+        _check(self, "loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
+        _check(self, "on_collapse", self.on_collapse in ("warn", "stop"), "warn or stop")
+        _check(self, "val", self.val is None or self.data is not None, "--data beside --val")
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        weights = {name: getattr(self, name) for name in COMBINED_WEIGHTS}
+        if self.loss != "combined":
+            for name, value in weights.items():
+                _check(self, name, value is None, f"no weight beside loss {self.loss!r}")
+            return
+        for name, value in weights.items():
+            good = value is None or (math.isfinite(value) and value >= 0)
+            _check(self, name, good, "a finite number of at least 0")
+        if not any(self.loss_arguments().values()):
+            raise ValueError("bce_weight and the other weights: expected one above 0, got all 0")
+
+    def loss_arguments(self) -> dict[str, float]:
+        """Keyword arguments for ``get_loss_function(config.loss, ...)``."""
+        if self.loss != "combined":
+            return {}
+        given = {name: getattr(self, name) for name in COMBINED_WEIGHTS}
+        return {
+            name: COMBINED_WEIGHTS[name] if value is None else value
+            for name, value in given.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`to_dict`; an unknown name is a ``ValueError``."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise ValueError(
+                f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}"
+            )
+        return cls(**values)
+
+    def save(self, path: Path) -> None:
+        """Write the resolved settings as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> TrainConfig:
+        """Read what :meth:`save` wrote."""
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _check(config: TrainConfig, name: str, good: bool, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{name}: expected {expected}, got {getattr(config, name)!r}")
+
+
+def resolve(given: Mapping[str, Any]) -> TrainConfig:
+    """Fill what was not given: the synthetic set's defaults without data, the weights by the loss.
+
+    Args:
+        given: The settings that the user chose, by field name.
+
+    Returns:
+        The complete configuration, as it is saved beside the run.
+    """
+    values = dict(given)
+    if values.get("data") is None:
+        values = SYNTHETIC_DEFAULTS | values
+    if values.get("loss", "combined") == "combined":
+        missing = {n: w for n, w in COMBINED_WEIGHTS.items() if values.get(n) is None}
+        values |= missing
+    return TrainConfig.from_dict(values)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``train.py``, made from the fields of :class:`TrainConfig`."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train a segmentation net through the fused losses, and watch it learn.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # An abbreviation that works today becomes ambiguous with tomorrow's option.
+        allow_abbrev=False,
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for field in dataclasses.fields(TrainConfig):
+        meta = field.metadata
+        title = meta["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        group = groups[title]
+        default = COMBINED_WEIGHTS.get(field.name, field.default)
+        flag = "--" + field.name.replace("_", "-")
+        # SUPPRESS: only what the user typed reaches resolve(), which knows the defaults.
+        if meta["parse"] is bool:
+            group.add_argument(
+                flag, action="store_true", default=argparse.SUPPRESS, help=meta["help"]
+            )
+            continue
+        shown = meta["help"] if default is None else f"{meta['help']} (default: {default})"
+        group.add_argument(
+            flag,
+            type=meta["parse"],
+            choices=meta["choices"],
+            metavar=meta["metavar"] or (None if meta["choices"] else "N"),
+            default=argparse.SUPPRESS,
+            help=shown,
+        )
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
+    """Read the command line; wrong options end the process with code 2 and a usage line."""
+    parser = build_parser()
+    given = vars(parser.parse_args(argv))
+    try:
+        return resolve(given)
+    except ValueError as error:
+        parser.error(str(error))

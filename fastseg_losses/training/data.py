@@ -1,0 +1,231 @@
+"""A data set for training: opened, divided into training and validation, and loaded.
+
+The public entrance to the data side; an index's format is described at `IndexTable`, a sample at
+`Sample`.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from fastseg_losses.training.checks import check_int
+from fastseg_losses.training.decode import DataError
+from fastseg_losses.training.index import GROUP_CACHE_BYTES, IndexTable
+from fastseg_losses.training.samples import ParquetSegmentation, Sample
+
+__all__ = [
+    "DataError",
+    "EpochSampler",
+    "IndexTable",
+    "ParquetSegmentation",
+    "Sample",
+    "Split",
+    "Splits",
+    "make_loader",
+    "open_index",
+]
+
+
+class Split(NamedTuple):
+    """Some rows of an index."""
+
+    # The name hides tuple.index, which nobody asks of a pair.
+    index: IndexTable  # type: ignore[assignment]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The two sides of a data set.
+
+    Attributes:
+        train: The rows to train on: annotated ones, and the others only with `keep_unannotated`.
+        val: The rows to validate on: annotated ones, always. May be empty.
+        train_all: Every row of the training side, for the census.
+        val_all: Every row of the validation side, for the census.
+    """
+
+    train: Split
+    val: Split
+    train_all: Split
+    val_all: Split
+
+
+def open_index(
+    path: str | os.PathLike[str],
+    *,
+    val_path: str | os.PathLike[str] | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    keep_unannotated: bool = False,
+    allow_outside: bool = False,
+) -> Splits:
+    """Opens a data set and divides its rows into training and validation.
+
+    With `val_path`, every row of `path` that is not marked 'val' trains and every row of
+    `val_path` that is not marked 'train' validates. Without it the `split` column decides; without
+    that column a seeded random share of the annotated rows validates, at least one if there are
+    two, and all other rows belong to the training side.
+
+    Args:
+        path: The parquet index.
+        val_path: A second index, for validation.
+        val_fraction: Share of the annotated rows drawn for validation where nothing else decides.
+        seed: Seed of that draw.
+        keep_unannotated: Whether unannotated rows are drawn in training, with `valid` false.
+        allow_outside: Accept path cells that lead out of their index's folder.
+
+    Raises:
+        DataError: A ValueError; see `IndexTable`. Also: one side has no row at all.
+        ValueError: `val_fraction` or `seed` is out of range.
+    """
+    if not 0.0 < val_fraction < 1.0:
+        raise ValueError(f"val_fraction: expected a number between 0 and 1, got {val_fraction!r}")
+    check_int("seed", seed, minimum=0)
+    index = IndexTable(path, allow_outside=allow_outside)
+    val_index = index
+    if val_path is not None:
+        val_index = IndexTable(val_path, allow_outside=allow_outside)
+    if val_path is not None or index.split is not None:
+        train = _rows_not_marked(index, "val")
+        val = _rows_not_marked(val_index, "train")
+    else:
+        annotated = np.flatnonzero(index.has_segmentation)
+        count = min(max(1, round(val_fraction * len(annotated))), max(len(annotated) - 1, 0))
+        drawn = np.random.default_rng(seed).permutation(annotated)[:count]
+        val = tuple(sorted(drawn.tolist()))
+        train = tuple(np.setdiff1d(np.arange(len(index)), drawn).tolist())
+    return Splits(
+        train=Split(index, train if keep_unannotated else _annotated(index, train)),
+        val=Split(val_index, _annotated(val_index, val)),
+        train_all=Split(index, train),
+        val_all=Split(val_index, val),
+    )
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, position), so that workers that live on know the epoch without being told.
+
+    Each pass is the next epoch, from 0; `set_epoch` goes to another one. The order depends on
+    (seed, epoch) and never on the number of workers. If a set's encoded images exceed the row-group
+    cache, row groups are shuffled first and then the rows within as many groups as fit: a uniform
+    shuffle would read a whole row group for each row.
+    """
+
+    def __init__(self, data: ParquetSegmentation, *, shuffle: bool, seed: int) -> None:
+        """Orders a data set's positions.
+
+        Args:
+            data: The data set.
+            shuffle: Whether the order is random, anew in each epoch.
+            seed: Seed of the order.
+        """
+        self._shuffle = shuffle
+        self._seed = seed
+        self._epoch = 0
+        self._groups = np.array([data.index.group_of(int(row)) for row in data.rows], np.int64)
+        self._group_bytes = data.index.group_image_bytes
+
+    def __len__(self) -> int:
+        """The number of positions in one pass."""
+        return len(self._groups)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next pass the one of this epoch."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Starts a pass and goes on to the next epoch."""
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        order = self._order(epoch) if self._shuffle else np.arange(len(self))
+        return iter([(epoch, int(position)) for position in order])
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        rng = np.random.default_rng((self._seed, epoch))
+        groups = np.unique(self._groups)
+        budget = GROUP_CACHE_BYTES // 2  # the other half is for the masks
+        if sum(self._group_bytes[g] for g in groups) <= budget:
+            return rng.permutation(len(self))
+        windows: list[list[int]] = []
+        room = 0
+        for group in rng.permutation(groups).tolist():
+            if not windows or self._group_bytes[group] > room:
+                windows.append([])
+                room = budget
+            windows[-1].append(group)
+            room -= self._group_bytes[group]
+        parts = [rng.permutation(np.flatnonzero(np.isin(self._groups, w))) for w in windows]
+        return np.concatenate(parts)
+
+
+def make_loader(
+    dataset: ParquetSegmentation,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    num_workers: int,
+    seed: int,
+    drop_last: bool,
+    start_method: str | None = None,
+) -> "DataLoader[Sample]":
+    """Makes a loader whose batches depend on the seed and not on the number of workers.
+
+    Workers persist between epochs; memory is pinned where CUDA is available. The loader's sampler
+    is an `EpochSampler`.
+
+    Args:
+        dataset: The data set.
+        batch_size: Samples in a batch.
+        shuffle: Whether the order is random, anew in each epoch.
+        num_workers: Worker processes; 0 loads in the calling one.
+        seed: Seed of the order and of the workers' own random numbers.
+        drop_last: Whether an incomplete last batch is left out.
+        start_method: How workers start ("fork", "spawn", "forkserver"); None: Python's default.
+
+    Raises:
+        ValueError: An argument is out of range, or no batch would come out.
+    """
+    check_int("batch_size", batch_size, minimum=1)
+    check_int("num_workers", num_workers, minimum=0)
+    check_int("seed", seed, minimum=0)
+    if shuffle and len(dataset) == 0:
+        raise ValueError("dataset: expected at least one row to draw, got none")
+    if drop_last and len(dataset) < batch_size:
+        raise ValueError(
+            f"batch_size: expected at most the {len(dataset)} rows of the data set with drop_last, "
+            f"got {batch_size}: no batch would be left"
+        )
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(dataset, shuffle=shuffle, seed=seed),
+        num_workers=num_workers,
+        drop_last=drop_last,
+        generator=torch.Generator().manual_seed(seed),
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        multiprocessing_context=start_method if num_workers > 0 else None,
+    )
+
+
+def _rows_not_marked(index: IndexTable, other: str) -> tuple[int, ...]:
+    """The rows of an index that its split column does not give to the other side."""
+    if index.split is None:
+        return tuple(range(len(index)))
+    rows = tuple(row for row, name in enumerate(index.split) if name != other)
+    if not rows:
+        raise DataError(
+            f"{index.path}: column 'split': all {len(index)} rows are {other!r}, so the other side "
+            "would be empty"
+        )
+    return rows
+
+
+def _annotated(index: IndexTable, rows: Sequence[int]) -> tuple[int, ...]:
+    return tuple(row for row in rows if index.has_segmentation[row])

@@ -1,0 +1,161 @@
+"""From the encoded bytes of one cell to pixels, with an error that says which cell it was."""
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG")
+
+# 64 Mi pixels are 192 MiB as RGB: far above any training image, far below what a crafted header of
+# a few bytes (a "decompression bomb") can claim.
+MAX_PIXELS = 64 * 2**20
+
+# How Pillow names a 16-bit grey PNG ("I" in its older versions).
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I")
+
+# EXIF orientations 5 to 8 turn the picture by 90 degrees, so width and height change places.
+_ORIENTATION_TAG = 0x0112
+_TURNED = (5, 6, 7, 8)
+
+
+class DataError(ValueError):
+    """Something is wrong with the user's data; the message names file, row and column."""
+
+
+def open_picture(encoded: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Reads the header of a PNG or JPEG and checks its size; no pixel is decoded yet.
+
+    Args:
+        encoded: The file's bytes.
+        where: Which cell this is; the start of every error message.
+        max_pixels: The largest width times height that is accepted.
+
+    Raises:
+        DataError: The bytes are no PNG or JPEG, or the picture is too large.
+    """
+    if not encoded:
+        raise DataError(f"{where}: expected an encoded PNG or JPEG, got 0 bytes")
+    try:
+        picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where}: more than {max_pixels} pixels ({error})") from error
+    except Exception as error:  # Pillow's decoders raise a dozen types on broken bytes
+        head = encoded[:8].hex(" ")
+        raise DataError(
+            f"{where}: expected an encoded PNG or JPEG, got {len(encoded)} bytes that start with "
+            f"{head} and cannot be decoded"
+        ) from error
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise DataError(
+            f"{where}: {width}x{height} is {width * height} pixels, more than the {max_pixels} "
+            "that are accepted"
+        )
+    return picture
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Returns (width, height) after the EXIF orientation of a JPEG, without decoding it."""
+    if _orientation(picture) in _TURNED:
+        return picture.size[1], picture.size[0]
+    return picture.size
+
+
+def image_pixels(picture: Image.Image, where: str) -> Image.Image:
+    """Decodes an image into mode "L" (grey) or "RGB", upright.
+
+    Grey stays one channel, so that everything after this costs a third; it becomes RGB when the
+    sample is made. A 16-bit grey PNG is scaled from 0..65535 to 0..255 (Pillow's own conversion
+    would clip it at 255). Transparency is dropped, a palette is resolved.
+
+    Raises:
+        DataError: The pixels cannot be decoded.
+    """
+    picture = _loaded(picture, where)
+    if picture.mode in SIXTEEN_BITS:
+        scaled = np.asarray(picture).astype(np.float32) / 257.0
+        return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    if picture.mode in ("1", "L", "LA"):
+        return picture.convert("L")
+    return picture.convert("RGB")
+
+
+def mask_values(picture: Image.Image, where: str) -> npt.NDArray[np.uint8 | np.uint16]:
+    """Decodes a mask into its stored values (H, W), not yet mapped to 0 and 1.
+
+    A palette PNG gives the palette's indices, not its colours.
+
+    Raises:
+        DataError: The pixels cannot be decoded, or have more than one channel.
+    """
+    picture = _loaded(picture, where)
+    if picture.mode in ("1", "L", "P"):
+        return np.asarray(picture).astype(np.uint8)
+    if picture.mode in SIXTEEN_BITS:
+        return np.asarray(picture).astype(np.uint16)
+    raise DataError(
+        f"{where}: expected a mask of one channel (grey, palette or 1 bit), got Pillow mode "
+        f"{picture.mode!r}; save it as a grey PNG with the values 0 and 1, or 0 and 255"
+    )
+
+
+def binary_mask(
+    values: npt.NDArray[np.uint8 | np.uint16], where: str, *, lossy: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Maps a mask's values to 0 and 1: {0, 1} stays, {0, 255} becomes {0, 1}, all else is an error.
+
+    Args:
+        values: What `mask_values` returned.
+        where: Which cell this is; the start of the error message.
+        lossy: Whether the mask came from a JPEG; adds the likely cause to the message.
+
+    Raises:
+        DataError: Any other value, 1 and 255 in the same mask included.
+    """
+    if values.max(initial=0) <= 1:
+        return values.astype(np.uint8, copy=False)
+    full = values == 255
+    if bool(np.all(full | (values == 0))):
+        return full.astype(np.uint8)
+    hint = " (JPEG is lossy and blurs a mask's values: save masks as PNG)" if lossy else ""
+    raise DataError(
+        f"{where}: expected the mask values 0 and 1, or 0 and 255, got "
+        f"{describe_values(np.unique(values).tolist())}{hint}"
+    )
+
+
+def check_same_size(mask: tuple[int, int], image: tuple[int, int], where: str) -> None:
+    """Raises a DataError unless a mask is as large as its image; sizes are (width, height)."""
+    if mask != image:
+        raise DataError(
+            f"{where}: expected a mask as large as its image, {image[0]}x{image[1]} (width x "
+            f"height), got {mask[0]}x{mask[1]}"
+        )
+
+
+def describe_values(values: list[int], limit: int = 12) -> str:
+    """Lists sorted values for a message: all of them, or the first few and how many there are."""
+    if len(values) <= limit:
+        return ", ".join(map(str, values))
+    return f"{', '.join(map(str, values[: limit - 1]))}, ..., {values[-1]} ({len(values)} values)"
+
+
+def _orientation(picture: Image.Image) -> int:
+    # JPEG only: asking a PNG for its EXIF makes Pillow decode the whole picture.
+    if picture.format == "PNG":
+        return 1
+    return int(picture.getexif().get(_ORIENTATION_TAG, 1))
+
+
+def _loaded(picture: Image.Image, where: str) -> Image.Image:
+    try:
+        picture.load()
+        return ImageOps.exif_transpose(picture) if _orientation(picture) != 1 else picture
+    except MemoryError:
+        raise
+    except Exception as error:  # as in open_picture: truncated data, bad checksums, broken chunks
+        raise DataError(f"{where}: cannot decode the picture ({error})") from error

@@ -1,0 +1,138 @@
+"""What the collapse monitor says: causes, evidence and advice in words."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastseg_losses.training.judgement import EMPTY_SHARE, FAINT_RATIO, is_silent
+from fastseg_losses.training.tally import Tally
+
+
+class Cause(enum.Enum):
+    """What a finding is about."""
+
+    NO_FOREGROUND = "no foreground in the targets"
+    NOT_PREDICTED = "foreground is there but not predicted"
+    UNDRAWN_MASKS = "empty masks look undrawn"
+    ALL_FOREGROUND = "everything is predicted as foreground"
+    NON_FINITE = "NaN or Inf"
+    BAD_TARGETS = "targets outside [0, 1]"
+    RECOVERED = "recovered"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One message of the monitor.
+
+    Attributes:
+        cause: what it is about.
+        step: optimizer steps done when it was noticed.
+        message: the evidence and the advice, ready for a log.
+    """
+
+    cause: Cause
+    step: int
+    message: str
+
+    @property
+    def is_collapse(self) -> bool:
+        """Whether ``--on-collapse stop`` applies; a question and a recovery never stop a run."""
+        return self.cause not in (Cause.RECOVERED, Cause.UNDRAWN_MASKS)
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether going on is pointless whatever the user chose: the weights are lost."""
+        return self.cause is Cause.NON_FINITE
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the texts need beyond a window: the monitor's settings and the census.
+
+    Attributes:
+        check_every: batches between two checks.
+        patience: bad checks in a row before an alarm.
+        empty_rows: annotated training rows whose mask is empty.
+        annotated_rows: annotated training rows.
+    """
+
+    check_every: int
+    patience: int
+    empty_rows: int
+    annotated_rows: int
+
+    @property
+    def empty_share(self) -> float:
+        """Share of the annotated training rows whose mask is empty."""
+        return self.empty_rows / self.annotated_rows if self.annotated_rows else 0.0
+
+
+def _empty_question(context: Context) -> str:
+    return (
+        f"{context.empty_rows} of {context.annotated_rows} annotated training rows "
+        f"({context.empty_share:.0%}) have an empty mask: are these masks really annotated as "
+        "empty, or did nobody draw them? If undrawn, set has_segmentation to false for them; "
+        "no choice of loss repairs that."
+    )
+
+
+def _no_foreground(context: Context, window: Tally) -> str:
+    return (
+        "collapse, cause (a), the data: not one annotated foreground pixel in any batch so far, so "
+        "all-zero is the right answer and a loss of 0 means nothing. Fix the data: run "
+        "debug_masks.py, check has_segmentation and the mask values; if the files do have "
+        "foreground, check whether resizing to a small --image-size loses it."
+    )
+
+
+def _not_predicted(context: Context, window: Tally) -> str:
+    what = (
+        "nothing is predicted above 0.5"
+        if is_silent(window)
+        else f"the mean probability is under {FAINT_RATIO:g} of the targets' mean"
+    )
+    parts = [
+        "collapse, cause (b), foreground is there but not predicted: for "
+        f"{context.patience} checks ({context.patience * context.check_every} batches) {what} "
+        "although the targets have foreground."
+    ]
+    if window.pred_mean >= 0.5 * window.target_mean:
+        parts.append(
+            "pred_mean alone looks healthy here, which is typical of focal loss and of masks that "
+            "are partly undrawn."
+        )
+    if context.empty_share >= EMPTY_SHARE:
+        parts.append(_empty_question(context))
+    parts.append(
+        "Likely optimisation: first try to overfit a few batches (an index of a few rows that have "
+        "foreground; if even that fails, it is the masks or the code), then check the learning "
+        "rate and the mask values (debug_masks.py), and only then suspect imbalance and the loss."
+    )
+    return " ".join(parts)
+
+
+def undrawn(context: Context, window: Tally) -> str:
+    """The question for a run that survives although its empty masks look undrawn."""
+    area = window.pred_positive / window.target_positive
+    return (
+        f"a question about the data: {_empty_question(context)} The net predicts {area:.1f} times "
+        f"the drawn area and only {window.precision:.0%} of that is drawn, as it would be if the "
+        "empty rows held the same objects."
+    )
+
+
+def _all_foreground(context: Context, window: Tally) -> str:
+    return (
+        f"collapse, the other way: {window.pred_positive:.1%} of all pixels are predicted as "
+        "foreground. Check whether foreground and background are swapped in the masks, the "
+        "learning rate, and the weight of a loss that favours recall (Tversky beta, pos_weight)."
+    )
+
+
+TEXTS: dict[Cause, Callable[[Context, Tally], str]] = {
+    Cause.NO_FOREGROUND: _no_foreground,
+    Cause.NOT_PREDICTED: _not_predicted,
+    Cause.ALL_FOREGROUND: _all_foreground,
+}

@@ -1,0 +1,166 @@
+"""Rows of an index as tensors: decoded, resized, flipped and normalised.
+
+A row is in one of three states, and `has_segmentation` alone decides: annotated with foreground,
+annotated and empty, not annotated. The mask cell of a row that is not annotated is never read, so
+null, zeros and garbage give the same sample, bit for bit.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from fastseg_losses.training.checks import check_int
+from fastseg_losses.training.decode import (
+    binary_mask,
+    check_same_size,
+    image_pixels,
+    mask_values,
+    open_picture,
+    upright_size,
+)
+from fastseg_losses.training.index import IndexTable
+
+# ImageNet's mean and standard deviation of RGB in [0, 1], which published encoders expect:
+# image = (rgb / 255 - MEAN) / STD.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+# Decoded samples kept in memory by one data set, its loader's workers together. A set that does
+# not fit is decoded anew each time.
+SAMPLE_CACHE_BYTES = 512 * 2**20
+
+_Pixels = npt.NDArray[np.uint8]
+
+
+class Sample(TypedDict):
+    """One row as the loader collates it; a batch has the same keys with a leading dimension."""
+
+    image: Tensor  # float32 (3, S, S), normalised
+    mask: Tensor  # uint8 (1, S, S), 0 or 1; all zero where the row is not annotated
+    valid: Tensor  # bool (), whether the row is annotated
+    row: int  # row in the index, from 0
+
+
+class ParquetSegmentation(Dataset[Sample]):
+    """Rows of an index as samples of one size.
+
+    The image is resized with bilinear (anti-aliased) interpolation, the mask with nearest, both
+    to a square: the aspect ratio is not kept. An index into the data set is a position in `rows`,
+    or a pair (epoch, position) as `EpochSampler` yields it; the epoch only matters with `augment`.
+    """
+
+    def __init__(
+        self,
+        index: IndexTable,
+        rows: Sequence[int],
+        image_size: int,
+        *,
+        augment: bool = False,
+        seed: int = 0,
+        cache_bytes: int = SAMPLE_CACHE_BYTES,
+    ) -> None:
+        """Selects rows of an index.
+
+        Args:
+            index: The opened index.
+            rows: Rows of it, from 0.
+            image_size: Height and width of the samples in pixels.
+            augment: Random horizontal and vertical flips, drawn from (seed, epoch, row) alone: the
+                same for any number of workers, and whatever an unannotated row's mask cell holds.
+            seed: Seed of the flips.
+            cache_bytes: Decoded samples are kept if all of them fit into this (divided by the
+                number of workers); 0 turns it off.
+
+        Raises:
+            ValueError: `image_size`, `seed` or a row is out of range.
+        """
+        check_int("image_size", image_size, minimum=1)
+        check_int("seed", seed, minimum=0)
+        self.index = index
+        self.rows = np.asarray(rows, dtype=np.int64).reshape(-1)
+        outside = self.rows[(self.rows < 0) | (self.rows >= len(index))]
+        if outside.size:
+            raise ValueError(
+                f"rows: expected numbers from 0 to {len(index) - 1}, got {int(outside[0])}"
+            )
+        self.image_size = image_size
+        self.augment = augment
+        self.seed = seed
+        self.cache_bytes = cache_bytes
+        self._decoded: dict[int, tuple[_Pixels, _Pixels]] = {}
+
+    def __len__(self) -> int:
+        """The number of rows selected."""
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the decoded samples, which each process makes for itself."""
+        return {**self.__dict__, "_decoded": {}}
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """Returns a sample.
+
+        Raises:
+            DataError: A ValueError; the row cannot be read. The message names file, row, column.
+        """
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        row = int(self.rows[position])
+        image, mask = self._decoded.get(row) or self._decode(row)
+        if self.augment:
+            flips = int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1)[0])
+            step_y, step_x = (-1 if flips & 1 else 1), (-1 if flips & 2 else 1)
+            image, mask = image[:, ::step_y, ::step_x], mask[:, ::step_y, ::step_x]
+        return Sample(
+            image=_normalised(image),
+            mask=torch.from_numpy(mask.copy()),
+            valid=torch.tensor(bool(self.index.has_segmentation[row])),
+            row=row,
+        )
+
+    def _decode(self, row: int) -> tuple[_Pixels, _Pixels]:
+        """Reads a row: image (1 or 3, S, S) and mask (1, S, S), uint8."""
+        index, size = self.index, (self.image_size, self.image_size)
+        where = index.where(row, "image")
+        encoded = index.encoded(index.image_cell(row), row, "image")
+        picture = open_picture(encoded, where, max_pixels=index.max_pixels)
+        full_size = upright_size(picture)
+        resized = image_pixels(picture, where).resize(size, Image.Resampling.BILINEAR)
+        pixels = np.asarray(resized)
+        image = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if index.has_segmentation[row]:
+            mask = _read_mask(index, row, full_size)
+            nearest = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+            sample = (np.ascontiguousarray(image), np.asarray(nearest)[None])
+        else:
+            sample = (np.ascontiguousarray(image), np.zeros((1, *size), np.uint8))
+        if self._keeps_decoded():
+            self._decoded[row] = sample
+        return sample
+
+    def _keeps_decoded(self) -> bool:
+        worker = get_worker_info()
+        share = self.cache_bytes // (worker.num_workers if worker else 1)
+        return len(self.rows) * 4 * self.image_size**2 <= share
+
+
+def _read_mask(index: IndexTable, row: int, image_size: tuple[int, int]) -> _Pixels:
+    """Reads the mask of an annotated row as 0 and 1, in its own size (H, W)."""
+    where = index.where(row, "mask")
+    encoded = index.encoded(index.mask_cell(row), row, "mask")
+    picture = open_picture(encoded, where, max_pixels=index.max_pixels)
+    check_same_size(upright_size(picture), image_size, where)
+    return binary_mask(mask_values(picture, where), where, lossy=picture.format == "JPEG")
+
+
+def _normalised(image: _Pixels) -> Tensor:
+    """Turns grey or RGB pixels (1 or 3, S, S) into the normalised float32 image (3, S, S)."""
+    pixels = torch.from_numpy(image.astype(np.float32, order="C")).expand(3, -1, -1)
+    scale = torch.tensor([1.0 / (255.0 * s) for s in STD]).view(3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
+    return torch.addcmul(shift, pixels, scale)

@@ -1,0 +1,108 @@
+"""Statistics of several batches put together, weighted by what was valid in each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fastseg_losses.stats import SegmentationSnapshot
+
+
+@dataclass
+class Tally:
+    """Sums over the snapshots that were added; means over their valid pixels.
+
+    A batch without a valid pixel counts as a batch and enters no mean. Loss, means and shares
+    are weighted by valid pixels, Dice and IoU come from the summed counts (never a mean of
+    per-batch scores, which an empty batch would distort).
+    """
+
+    batches: int = 0
+    valid: float = 0.0
+    tp: float = 0.0
+    fp: float = 0.0
+    fn: float = 0.0
+    nonfinite: float = 0.0
+    bad_targets: float = 0.0
+    _pred_max: float = -math.inf
+    _loss: float = 0.0
+    _pred: float = 0.0
+    _target: float = 0.0
+    _pred_positive: float = 0.0
+    _target_positive: float = 0.0
+
+    def add(self, snapshot: SegmentationSnapshot) -> None:
+        """Take in one batch."""
+        self.batches += 1
+        self.nonfinite += snapshot.nonfinite
+        self.bad_targets += snapshot.bad_targets
+        weight = snapshot.valid
+        if weight == 0:
+            return
+        self.valid += weight
+        self.tp += snapshot.tp
+        self.fp += snapshot.fp
+        self.fn += snapshot.fn
+        self._pred_max = max(self._pred_max, snapshot.pred_max)
+        self._loss += weight * snapshot.loss
+        self._pred += weight * snapshot.pred_mean
+        self._target += weight * snapshot.target_mean
+        self._pred_positive += weight * snapshot.pred_positive
+        self._target_positive += weight * snapshot.target_positive
+
+    @property
+    def loss(self) -> float:
+        """Mean loss; NaN if nothing was valid."""
+        return self._mean(self._loss)
+
+    @property
+    def pred_mean(self) -> float:
+        """Mean probability; NaN if nothing was valid."""
+        return self._mean(self._pred)
+
+    @property
+    def target_mean(self) -> float:
+        """Mean target; NaN if nothing was valid."""
+        return self._mean(self._target)
+
+    @property
+    def pred_max(self) -> float:
+        """Largest probability; NaN if nothing was valid."""
+        return self._pred_max if self.valid else math.nan
+
+    @property
+    def pred_positive(self) -> float:
+        """Share of pixels with p > 0.5; NaN if nothing was valid."""
+        return self._mean(self._pred_positive)
+
+    @property
+    def target_positive(self) -> float:
+        """Share of pixels with t > 0.5; NaN if nothing was valid."""
+        return self._mean(self._target_positive)
+
+    @property
+    def dice(self) -> float:
+        """2 tp / (2 tp + fp + fn); NaN if neither side has foreground: nothing to score."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union, tp / (tp + fp + fn); NaN if neither side has foreground."""
+        return _ratio(self.tp, self.tp + self.fp + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted pixels that are right; NaN if none was predicted."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """Share of the target's pixels that were predicted; NaN if the target has none."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+    def _mean(self, total: float) -> float:
+        return total / self.valid if self.valid else math.nan
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan

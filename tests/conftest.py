@@ -1,0 +1,33 @@
+"""Where the kernels run: on the GPU when there is one, else through Triton's interpreter on the CPU."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    # Read when a kernel is decorated, so before the first import of fastseg_losses.kernels.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def device():
+    """The device on which backend="triton" runs in this session."""
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("neither a CUDA device nor TRITON_INTERPRET=1")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def seed(request):
+    torch.manual_seed(hash(request.node.nodeid) % 2**31)

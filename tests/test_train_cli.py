@@ -1,0 +1,92 @@
+"""The command itself, as a user starts it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training.index_files import write_index
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+
+BLOCK_TORCH = """
+import runpy, sys
+sys.modules["torch"] = None  # an import of torch fails
+sys.argv = ["train.py", "--help"]
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+def train(*options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    # One thread: beside a parallel test run, two per process are slower than one.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(cwd)}
+    return subprocess.run(
+        [sys.executable, str(TRAIN), *options],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_first_command_of_a_newcomer_works_anywhere(tmp_path: Path) -> None:
+    options = ("--max-steps", "4", "--image-size", "32", "--seed", "1", "--device", "cpu")
+    result = train(*options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / "train-001"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.json",
+        "logs",
+        "metrics.csv",
+        "curves.png",
+        "samples.png",
+        "last.pt",
+        "best.pt",
+        "synthetic",
+    }
+    for part in ("Lightweight segmentation head", "Verdict:", "val_dice", "finished: 4 steps"):
+        assert part in result.stdout
+    assert "\r" not in result.stderr, "a bar was drawn although stderr is no terminal"
+
+
+def test_nothing_to_learn_from_is_refused_with_its_own_code(tmp_path: Path) -> None:
+    data = write_index(tmp_path / "d.parquet", [b"never decoded"] * 3, [None] * 3, [False] * 3)
+    result = train("--data", str(data), "--output-dir", "run", cwd=tmp_path)
+    assert result.returncode == 3
+    assert "refusing to train" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data", "missing.parquet"), "missing.parquet: no such file"),
+        (("--lr", "-1"), "lr: expected a finite number above 0, got -1.0"),
+        (("--model", "nowhere_at_all:make"), "no module 'nowhere_at_all'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(
+    options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    result = train(*options, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
+    code = BLOCK_TORCH.format(path=str(TRAIN))
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=TRAIN.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--on-collapse" in result.stdout and "exit codes" in result.stdout

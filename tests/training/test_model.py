@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fastseg_losses.training.model import (
+    LightweightUNet,
+    build_model,
+    check_logits,
+    describe,
+)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1, 1), (17, 33), (50, 16)])
+def test_any_image_size_gives_logits_of_that_size(size: tuple[int, int]) -> None:
+    with torch.no_grad():
+        logits = LightweightUNet()(torch.randn(2, 3, *size))
+    assert logits.shape == (2, 1, *size)
+    assert torch.isfinite(logits).all()
+
+
+def test_the_size_is_what_the_log_says() -> None:
+    net = LightweightUNet()
+    count = sum(p.numel() for p in net.parameters())
+    assert 0.5e6 < count < 2e6
+    text = describe(net)
+    assert "Lightweight segmentation head" in text
+    assert f"{count / 1e6:.2f} M" in text
+
+
+def test_a_samples_logits_do_not_depend_on_the_rest_of_its_batch() -> None:
+    net = LightweightUNet().train()
+    image, other = torch.randn(2, 1, 3, 32, 32).unbind(0)
+    with torch.no_grad():
+        alone, beside = net(image), net(torch.cat([image, 100 * other]))[:1]
+    torch.testing.assert_close(alone, beside)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    net = LightweightUNet(widths=(8, 16))
+    net(torch.randn(1, 3, 16, 16)).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_the_users_own_factory_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_nets_a.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Conv2d(3, 1, 1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    net = build_model("own_nets_a:make")
+    assert isinstance(net, nn.Conv2d)
+    assert describe(net).startswith("Conv2d: 0.00 M parameters, its own head")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nocolon", "expected module:factory"),
+        (":make", "expected module:factory"),
+        ("torch:", "expected module:factory"),
+        ("no_such_module_anywhere:make", "no module 'no_such_module_anywhere'"),
+        ("torch.no_such_part:make", "no module 'torch.no_such_part'"),
+        ("torch:no_such_name", "'torch' has no callable 'no_such_name'"),
+        ("torch:__version__", "has no callable '__version__'"),
+    ],
+)
+def test_a_wrong_spec_is_named(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(spec)
+
+
+def test_a_factory_must_return_a_module() -> None:
+    with pytest.raises(TypeError, match="to return a torch.nn.Module, got OrderedDict"):
+        build_model("collections:OrderedDict")
+
+
+def test_a_failing_factory_keeps_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_nets_b.py").write_text("def make():\n    raise ValueError('my own mistake')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RuntimeError, match="own_nets_b:make failed") as caught:
+        build_model("own_nets_b:make")
+    assert str(caught.value.__cause__) == "my own mistake"
+
+
+def test_a_module_missing_inside_the_users_file_is_not_blamed_on_the_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_nets_c.py").write_text("import surely_not_installed\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+        build_model("own_nets_c:make")
+
+
+def test_wrong_logits_are_named() -> None:
+    images, net = torch.zeros(2, 3, 8, 8), nn.Identity()
+    check_logits(torch.zeros(2, 1, 8, 8), images, net)
+    with pytest.raises(ValueError, match=r"logits \(2, 1, 8, 8\).*got \(2, 1, 4, 4\)"):
+        check_logits(torch.zeros(2, 1, 4, 4), images, net)
+    with pytest.raises(TypeError, match="to return a tensor, got dict"):
+        check_logits({"out": torch.zeros(2, 1, 8, 8)}, images, net)

@@ -1,0 +1,181 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from training.index_files import GARBAGE, SIZE, image, mask, png, write_index, write_simple, zeros
+
+from fastseg_losses.training.decode import DataError
+from fastseg_losses.training.index import IndexTable
+from fastseg_losses.training.samples import MEAN, STD, ParquetSegmentation
+
+
+def dataset(path: Path, size: int = SIZE, **options: object) -> ParquetSegmentation:
+    index = IndexTable(path)
+    return ParquetSegmentation(index, range(len(index)), size, **options)  # type: ignore[arg-type]
+
+
+def test_a_sample_is_the_picture_normalised(tmp_path: Path) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    drawn = np.random.default_rng(1).integers(0, 2, (SIZE, SIZE), np.uint8)
+    sample = dataset(write_index(tmp_path / "s.parquet", [png(rgb)], [png(drawn)], [True]))[0]
+    expected = (rgb / 255.0 - MEAN) / STD
+    assert sample["image"].dtype == torch.float32
+    assert sample["image"].shape == (3, SIZE, SIZE)
+    np.testing.assert_allclose(sample["image"].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    assert sample["mask"].dtype == torch.uint8
+    assert torch.equal(sample["mask"], torch.from_numpy(drawn)[None])
+    assert sample["valid"].dtype == torch.bool
+    assert sample["valid"].shape == ()
+    assert bool(sample["valid"])
+    assert sample["row"] == 0
+
+
+def test_grey_equals_the_same_picture_as_rgb(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (20, 31), np.uint8)
+    cells = [png(grey), png(np.stack([grey] * 3, axis=-1))]
+    masks = [png(np.zeros((20, 31), np.uint8))] * 2
+    data = dataset(write_index(tmp_path / "s.parquet", cells, masks, [True, True]))
+    assert torch.equal(data[0]["image"], data[1]["image"])
+
+
+def test_mask_is_resized_to_nearest_and_image_is_interpolated(tmp_path: Path) -> None:
+    half = np.zeros((8, 4), np.uint8)
+    half[:, 2:] = 255
+    path = write_index(tmp_path / "s.parquet", [png(half)], [png(half)], [True])
+    sample = dataset(path, 16)[0]
+    assert sample["image"].shape == (3, 16, 16)
+    expected = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    expected[:, :, 8:] = 1
+    assert torch.equal(sample["mask"], expected)
+    assert len(sample["image"][0].unique()) > 2
+
+
+@pytest.mark.parametrize(
+    "unread", [None, zeros(), mask(5), GARBAGE, png(np.zeros((2, 2), np.uint8))]
+)
+def test_unannotated_rows_never_depend_on_their_mask(tmp_path: Path, unread: bytes | None) -> None:
+    flags = [True, False, False, True]
+    images, masks = [image(i) for i in range(4)], [mask(i) for i in range(4)]
+    plain = dataset(write_index(tmp_path / "a.parquet", images, masks, flags), augment=True)
+    masks[1] = masks[2] = unread  # type: ignore[call-overload]
+    other = dataset(write_index(tmp_path / "b.parquet", images, masks, flags), augment=True)
+    for epoch in range(4):
+        for position, annotated in enumerate(flags):
+            a, b = plain[epoch, position], other[epoch, position]
+            assert torch.equal(a["image"], b["image"])
+            assert torch.equal(a["mask"], b["mask"])
+            assert bool(a["valid"]) == bool(b["valid"]) == annotated
+            assert bool(b["mask"].any()) == annotated
+
+
+def test_mask_column_is_not_even_read_for_unannotated_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    original = pq.ParquetFile.read_row_group
+
+    def spy(self: pq.ParquetFile, group: int, **options: object) -> object:
+        read.append((group, options["columns"]))
+        return original(self, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy)
+    path = write_simple(
+        tmp_path / "s.parquet", 4, has_segmentation=[False, False, True, True], row_group_size=2
+    )
+    data = dataset(path)
+    for position in (0, 1, 2):
+        data[position]
+    assert read == [(0, ["image"]), (1, ["image"]), (1, ["mask"])]
+
+
+def test_flips_depend_on_seed_epoch_and_row_only(tmp_path: Path) -> None:
+    path = write_simple(tmp_path / "s.parquet", 6)
+    index = IndexTable(path)
+    plain = ParquetSegmentation(index, range(6), SIZE)
+    data = ParquetSegmentation(index, range(6), SIZE, augment=True, seed=3)
+    seen = set()
+    for epoch in range(6):
+        for position in range(6):
+            sample, source = data[epoch, position], plain[position]
+            matching = [
+                dims
+                for dims in ((), (1,), (2,), (1, 2))
+                if torch.equal(sample["image"], source["image"].flip(dims))
+                and torch.equal(sample["mask"], source["mask"].flip(dims))
+            ]
+            assert len(matching) == 1  # image and mask flipped alike
+            seen.add(matching[0])
+    assert seen == {(), (1,), (2,), (1, 2)}
+    # Another order of rows, a single row and no cache give the same samples.
+    other = ParquetSegmentation(index, [5, 2], SIZE, augment=True, seed=3, cache_bytes=0)
+    assert torch.equal(other[4, 0]["image"], data[4, 5]["image"])
+    assert torch.equal(other[4, 1]["mask"], data[4, 2]["mask"])
+    reseeded = ParquetSegmentation(index, range(6), SIZE, augment=True, seed=4)
+    assert any(not torch.equal(reseeded[0, i]["image"], data[0, i]["image"]) for i in range(6))
+
+
+def test_decoded_samples_are_kept_only_within_the_budget(tmp_path: Path) -> None:
+    path = write_simple(tmp_path / "s.parquet", 3)
+    need = 3 * 4 * SIZE * SIZE
+    for budget, kept in ((need, 3), (need - 1, 0), (0, 0)):
+        data = dataset(path, cache_bytes=budget)
+        first = [data[i] for i in range(3)]
+        assert len(data._decoded) == kept
+        first[0]["image"].zero_()  # what a caller does to a sample must not reach the cache
+        first[0]["mask"].fill_(9)
+        assert data[0]["image"].any()
+        assert data[0]["mask"].max() == 1
+        assert not pickle.loads(pickle.dumps(data))._decoded
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "message"),
+    [
+        ("image", GARBAGE, "expected an encoded PNG or JPEG"),
+        ("image", image(1)[:200], "cannot decode"),
+        ("image", image(1, size=SIZE + 1), None),
+        ("mask", None, "got null"),
+        ("mask", GARBAGE, "expected an encoded PNG or JPEG"),
+        ("mask", mask(1)[:50], "cannot decode|expected an encoded"),
+        ("mask", mask(1, size=SIZE + 1), f"expected a mask as large as its image, {SIZE}x{SIZE}"),
+        ("mask", mask(1, high=7), "expected the mask values 0 and 1, or 0 and 255, got 0, 7"),
+        ("mask", image(1), "one channel"),
+    ],
+)
+def test_bad_cell_names_file_row_and_column(
+    tmp_path: Path, column: str, cell: bytes | None, message: str | None
+) -> None:
+    cells = {"image": [image(0), image(1)], "mask": [mask(0), mask(1)]}
+    cells[column][1] = cell  # type: ignore[call-overload]
+    path = write_index(
+        tmp_path / "s.parquet", cells["image"], cells["mask"], [True, True], image_id=["x", "y"]
+    )
+    data = dataset(path)
+    data[0]
+    if message is None:  # a wrong size is blamed on the mask
+        column, message = "mask", f"its image, {SIZE + 1}x{SIZE + 1}"
+    with pytest.raises(DataError, match=message) as caught:
+        data[1]
+    assert f"{path}: row 1 (image_id 'y'), column {column!r}" in str(caught.value)
+
+
+def test_image_size_limit_is_the_index_own(tmp_path: Path) -> None:
+    index = IndexTable(write_simple(tmp_path / "s.parquet", 1), max_pixels=SIZE * SIZE - 1)
+    with pytest.raises(DataError, match="row 0, column 'image': 12x12 is 144 pixels"):
+        ParquetSegmentation(index, [0], SIZE)[0]
+
+
+def test_arguments_out_of_range(tmp_path: Path) -> None:
+    index = IndexTable(write_simple(tmp_path / "s.parquet", 2))
+    with pytest.raises(ValueError, match="image_size: expected at least 1, got 0"):
+        ParquetSegmentation(index, [0], 0)
+    with pytest.raises(TypeError, match="image_size: expected an int, got float"):
+        ParquetSegmentation(index, [0], 8.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed: expected at least 0"):
+        ParquetSegmentation(index, [0], 8, seed=-1)
+    for row in (-1, 2):
+        with pytest.raises(ValueError, match=f"rows: expected numbers from 0 to 1, got {row}"):
+            ParquetSegmentation(index, [0, row], 8)

@@ -1,0 +1,54 @@
+import math
+
+import pytest
+
+from fastseg_losses.stats import SegmentationSnapshot
+from fastseg_losses.training.tally import Tally
+
+
+def snapshot(valid: float, **values: float) -> SegmentationSnapshot:
+    names = SegmentationSnapshot.__dataclass_fields__
+    zeros = {name: 0.0 for name in names if name != "terms"}
+    return SegmentationSnapshot(**(zeros | {"valid": valid} | values), terms={})
+
+
+def test_means_are_weighted_by_valid_pixels() -> None:
+    tally = Tally()
+    tally.add(snapshot(100, loss=1.0, pred_mean=0.2, target_mean=0.1, pred_positive=0.3))
+    tally.add(snapshot(300, loss=2.0, pred_mean=0.6, target_mean=0.3, target_positive=0.4))
+    assert tally.loss == pytest.approx(1.75)
+    assert tally.pred_mean == pytest.approx(0.5)
+    assert tally.target_mean == pytest.approx(0.25)
+    assert tally.pred_positive == pytest.approx(0.075)
+    assert tally.target_positive == pytest.approx(0.3)
+
+
+def test_scores_come_from_summed_counts() -> None:
+    tally = Tally()
+    tally.add(snapshot(100, tp=8, fp=2, fn=0))
+    tally.add(snapshot(100, tp=0, fp=0, fn=10))
+    assert tally.dice == pytest.approx(16 / 28)
+    assert tally.iou == pytest.approx(8 / 20)
+    assert tally.precision == pytest.approx(0.8)
+    assert tally.recall == pytest.approx(8 / 18)
+
+
+def test_a_batch_without_valid_pixels_counts_as_a_batch_and_changes_no_mean() -> None:
+    tally = Tally()
+    tally.add(snapshot(100, loss=1.0, pred_max=0.7))
+    tally.add(snapshot(0, loss=0.0, pred_max=5.0))
+    assert (tally.batches, tally.valid) == (2, 100)
+    assert (tally.loss, tally.pred_max) == (1.0, 0.7)
+
+
+def test_what_was_not_seen_has_no_number() -> None:
+    tally = Tally()
+    tally.add(snapshot(0))
+    for name in ("loss", "pred_mean", "pred_max", "dice", "iou", "precision", "recall"):
+        assert math.isnan(getattr(tally, name)), name
+
+
+def test_dice_of_empty_targets_and_empty_predictions_is_no_number_rather_than_one() -> None:
+    tally = Tally()
+    tally.add(snapshot(100))
+    assert math.isnan(tally.dice)
