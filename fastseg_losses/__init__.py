@@ -1,23 +1,28 @@
-"""Fused segmentation losses: every term, its gradient and the prediction statistics in one read of the tensors."""
+"""Fused segmentation losses: every term, its gradient and the statistics in one read."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 _here = Path(__file__).parent
-if not (_here / "kernels").is_dir():  # source checkout: kernels/ is a sibling; a wheel carries it inside
+if not (
+    _here / "kernels"
+).is_dir():  # source checkout: kernels/ is a sibling; a wheel carries it inside
     __path__.append(str(_here.parent))
 
-from fastseg_losses.functional import region_sums  # noqa: E402
-from fastseg_losses.losses import (  # noqa: E402
-    BCELoss,
-    CombinedSegmentationLoss,
-    CrossEntropyLoss,
-    DiceLoss,
-    FocalLoss,
-    IoULoss,
-    TverskyLoss,
-    get_loss_function,
-)
-from fastseg_losses.stats import SegmentationSnapshot, SegmentationStats  # noqa: E402
+if TYPE_CHECKING:
+    from fastseg_losses.functional import region_sums
+    from fastseg_losses.losses import (
+        BCELoss,
+        CombinedSegmentationLoss,
+        CrossEntropyLoss,
+        DiceLoss,
+        FocalLoss,
+        IoULoss,
+        TverskyLoss,
+        get_loss_function,
+    )
+    from fastseg_losses.stats import SegmentationSnapshot, SegmentationStats
 
 __version__ = "0.1.0"
 
@@ -34,3 +39,21 @@ __all__ = [
     "get_loss_function",
     "region_sums",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at first use: `train.py --help` imports this package too, and torch takes seconds.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    homes = {
+        "region_sums": "functional",
+        "SegmentationSnapshot": "stats",
+        "SegmentationStats": "stats",
+    }
+    value = getattr(import_module(f"{__name__}.{homes.get(name, 'losses')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

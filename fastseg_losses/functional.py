@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from fastseg_losses.ops import segmentation_loss
-from fastseg_losses.spec import sums_spec
+from fastseg_losses.spec import LossSpec, sums_spec
 
 __all__ = ["RegionSums", "region_sums", "segmentation_loss"]
 
@@ -31,13 +31,14 @@ def region_sums(
     ignore_index: int | None = None,
     backend: str = "auto",
 ) -> RegionSums:
-    r"""Sum what every region loss is made of, in one read: I = \sum p t, P = \sum p, T = \sum t, V = number of pixels.
+    r"""Sum what every region loss is made of: I = \sum p t, P = \sum p, T = \sum t, V = pixels.
 
-    Any formula over these four small tensors is differentiable through the fused backward pass; for batch Dice across
-    ranks, all-reduce them first.
+    All in one read. Any formula over these four small tensors is differentiable through the fused
+    backward pass; for batch Dice across ranks, all-reduce them first.
 
     Args:
-        logits: (N, C, *spatial) float32, float16, bfloat16 or float64, before the sigmoid; in binary mode (N, *spatial) too.
+        logits: (N, C, *spatial) float32, float16, bfloat16 or float64, before the sigmoid; in
+            binary mode (N, *spatial) too.
         targets: the logits' shape; bool, integer or floating in [0, 1].
         valid: bool (N,) or (N, *spatial), or None.
         mode: "binary" or "multilabel".
@@ -57,10 +58,11 @@ def region_sums(
         >>> (1 - 2 * sums.I / (sums.P + sums.T)).mean()  # Dice without smoothing
         tensor(0.3333)
     """
-    loss, _ = segmentation_loss(_sums_spec(mode, ignore_index), logits, targets, valid, None, None, backend, None)
-    return RegionSums(*loss.unbind(0))
+    spec = _sums_spec(mode, ignore_index)
+    sums, _ = segmentation_loss(spec, (logits, targets, valid, None, None), backend=backend)
+    return RegionSums(*sums.unbind(0))
 
 
 @lru_cache(maxsize=64)
-def _sums_spec(mode: str, ignore_index: int | None) -> Any:
+def _sums_spec(mode: str, ignore_index: int | None) -> LossSpec:
     return sums_spec(mode, ignore_index)

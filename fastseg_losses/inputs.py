@@ -1,4 +1,4 @@
-"""What a call may pass: shapes, dtypes and devices checked once, brought to the canonical (N, C, P)."""
+"""What a call may pass: shapes, dtypes and devices, checked and brought to (N, C, P)."""
 
 from __future__ import annotations
 
@@ -40,12 +40,17 @@ def check_inputs(
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if logits.dtype not in FLOATING:
         raise TypeError(
-            f"logits: expected float32, float16, bfloat16 or float64 (before the sigmoid), got {logits.dtype}"
+            "logits: expected float32, float16, bfloat16 or float64 (before the sigmoid), "
+            f"got {logits.dtype}"
         )
     if targets.dtype.is_complex or targets.dtype.is_floating_point and targets.dtype.itemsize < 2:
-        raise TypeError(f"targets: expected bool, an integer or a floating dtype, got {targets.dtype}")
+        raise TypeError(
+            f"targets: expected bool, an integer or a floating dtype, got {targets.dtype}"
+        )
     if targets.requires_grad:
-        raise ValueError("targets: expected a tensor that does not require grad; pass targets.detach()")
+        raise ValueError(
+            "targets: expected a tensor that does not require grad; pass targets.detach()"
+        )
     sizes = _sizes(mode, logits)
     _check_targets_shape(mode, logits, targets)
     _check_valid(logits, sizes, valid)
@@ -55,7 +60,9 @@ def check_inputs(
     ):
         if vector is not None and vector.numel() not in lengths:
             expected = " or ".join(str(n) for n in dict.fromkeys(lengths))
-            raise ValueError(f"{name}: expected {expected} values for {sizes.C} classes, got {vector.numel()}")
+            raise ValueError(
+                f"{name}: expected {expected} values for {sizes.C} classes, got {vector.numel()}"
+            )
     for name, other in (
         ("targets", targets),
         ("valid", valid),
@@ -63,7 +70,9 @@ def check_inputs(
         ("pos_weight", pos_weight),
     ):
         if other is not None and other.device != logits.device:
-            raise ValueError(f"{name}: expected device {logits.device} as the logits', got {other.device}")
+            raise ValueError(
+                f"{name}: expected device {logits.device} as the logits', got {other.device}"
+            )
     return sizes
 
 
@@ -71,7 +80,9 @@ def _sizes(mode: str, logits: Tensor) -> Sizes:
     shape = tuple(logits.shape)
     if mode == "binary":
         if not shape:
-            raise ValueError("logits: expected shape (N, 1, *spatial) or (N, *spatial), got a 0-d tensor")
+            raise ValueError(
+                "logits: expected shape (N, 1, *spatial) or (N, *spatial), got a 0-d tensor"
+            )
         return Sizes(shape[0], 1, _product(shape[1:]))  # (N, 1, *) and (N, *) hold the same pixels
     if len(shape) < 2:
         raise ValueError(f"logits: expected shape (N, C, *spatial) in mode {mode!r}, got {shape}")
@@ -84,7 +95,8 @@ def _check_targets_shape(mode: str, logits: Tensor, targets: Tensor) -> None:
     if mode == "binary" and _without_channel(targets) == _without_channel(logits):
         return
     raise ValueError(
-        f"targets: expected the logits' shape {tuple(logits.shape)} in mode {mode!r}, got {tuple(targets.shape)}"
+        f"targets: expected the logits' shape {tuple(logits.shape)} in mode {mode!r}, "
+        f"got {tuple(targets.shape)}"
     )
 
 
@@ -99,7 +111,9 @@ def _check_valid(logits: Tensor, sizes: Sizes, valid: Tensor | None) -> None:
     if not isinstance(valid, Tensor):
         raise TypeError(f"valid: expected a bool torch.Tensor or None, got {type(valid).__name__}")
     if valid.dtype != torch.bool:
-        raise TypeError(f"valid: expected dtype torch.bool (True where annotated), got {valid.dtype}")
+        raise TypeError(
+            f"valid: expected dtype torch.bool (True where annotated), got {valid.dtype}"
+        )
     if tuple(valid.shape) == (sizes.N,):
         return
     spatial = tuple(logits.shape[2:])
@@ -108,8 +122,8 @@ def _check_valid(logits: Tensor, sizes: Sizes, valid: Tensor | None) -> None:
         allowed |= {tuple(logits.shape), _without_channel(logits)}
     if tuple(valid.shape) not in allowed:
         raise ValueError(
-            f"valid: expected shape ({sizes.N},) for whole samples or {(sizes.N, *spatial)} for pixels, "
-            f"got {tuple(valid.shape)}"
+            f"valid: expected shape ({sizes.N},) for whole samples or {(sizes.N, *spatial)} for "
+            f"pixels, got {tuple(valid.shape)}"
         )
 
 
@@ -134,10 +148,18 @@ def live_pixels(
     live = None
     if ignore_index is not None:
         # In floating point: uint8 compared with -100 as integers would wrap to 156.
-        kind = torch.float64 if targets.dtype in (torch.int64, torch.int32, torch.float64) else torch.float32
+        kind = (
+            torch.float64
+            if targets.dtype in (torch.int64, torch.int32, torch.float64)
+            else torch.float32
+        )
         live = targets.to(kind) != ignore_index
     if valid is not None:
-        shape = (sizes.N, 1, 1) if valid.dim() == 1 and valid.shape[0] == sizes.N else (sizes.N, 1, sizes.P)
+        shape = (
+            (sizes.N, 1, 1)
+            if valid.dim() == 1 and valid.shape[0] == sizes.N
+            else (sizes.N, 1, sizes.P)
+        )
         mask = valid.reshape(shape)
         live = mask if live is None else live & mask
     return live
@@ -147,8 +169,8 @@ def pixel_stride(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None
     """The one stride that walks all of these dimensions in order, or None when there is none.
 
     Example:
-        >>> pixel_stride((4, 5), (5, 1)), pixel_stride((4, 5), (15, 3)), pixel_stride((4, 5), (1, 4))
-        (1, 3, None)
+        >>> pixel_stride((4, 5), (15, 3)), pixel_stride((4, 5), (1, 4))
+        (3, None)
     """
     real = [(size, stride) for size, stride in zip(shape, strides, strict=True) if size != 1]
     if not real:
@@ -160,7 +182,7 @@ def pixel_stride(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None
 
 
 def canonical_strides(mode: str, sizes: Sizes, tensor: Tensor) -> tuple[int, int, int] | None:
-    """Strides (n, c, p) of a tensor of the logits' or targets' shape, or None when its pixels have no one stride."""
+    """Strides (n, c, p) of a tensor of the logits' shape; None if its pixels have no one stride."""
     channel = 0 if mode == "binary" else 1
     pixel = pixel_stride(tuple(tensor.shape[channel + 1 :]), tensor.stride()[channel + 1 :])
     if pixel is None:

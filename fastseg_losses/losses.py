@@ -1,138 +1,11 @@
-"""Segmentation losses as `torch.nn.Module`s; the mathematics is in `reference.py`, the fused path behind `functional.py`."""
+"""Segmentation losses as `torch.nn.Module`s; the mathematics is in `reference.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from fastseg_losses import spec as specs
-from fastseg_losses.functional import segmentation_loss
-from fastseg_losses.ops import BACKENDS
-from fastseg_losses.spec import LossSpec, PointTerm, RegionTerm
-from fastseg_losses.stats import SegmentationStats, stats_size
-
-Weights = Sequence[float] | Tensor | float | None
-
-
-class SegmentationLoss(nn.Module):
-    """What all losses share: the arguments, the buffers and the call. Not for use by itself.
-
-    Args:
-        points: the pointwise terms.
-        regions: the region terms.
-        mode: "binary" (one class, logits (N, 1, *spatial) or (N, *spatial)) or "multilabel" (C independent classes).
-        reduction: "mean", "sum" or "none" ((N, C); (C,) with batch=True).
-        ignore_index: target value whose pixels count for nothing, or None.
-        class_weights: (C,) weights of the classes, or None.
-        include_background: multiclass only.
-        batch: True takes one region score per class over the whole batch, False one per sample and class.
-        absent: "skip" leaves a class that a group's target lacks out of the region mean, "keep" counts it.
-        activation: None or "sigmoid".
-        upsample: None (losses from low-resolution logits are not available yet).
-        backend: "auto" (Triton on CUDA tensors where it runs, else torch), "triton" or "torch".
-        pos_weight: weight of the positive class in the BCE term, a scalar or (C,), or None.
-
-    Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument outside its range.
-        NotImplementedError: mode="multiclass" or upsample.
-    """
-
-    class_weights: Tensor | None
-    pos_weight: Tensor | None
-
-    def __init__(
-        self,
-        points: Sequence[PointTerm],
-        regions: Sequence[RegionTerm],
-        *,
-        mode: str = "binary",
-        reduction: str = "mean",
-        ignore_index: int | None = None,
-        class_weights: Weights = None,
-        include_background: bool = True,
-        batch: bool = False,
-        absent: str = "keep",
-        activation: str | None = None,
-        upsample: str | None = None,
-        backend: str = "auto",
-        pos_weight: Weights = None,
-    ) -> None:
-        super().__init__()
-        self.spec: LossSpec = specs.make_spec(
-            points,
-            regions,
-            mode=mode,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            include_background=include_background,
-            batch=batch,
-            absent=absent,
-            activation=activation,
-            upsample=upsample,
-        )
-        if backend not in BACKENDS:
-            raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-        self.backend = backend
-        self.register_buffer("class_weights", _vector("class_weights", class_weights), persistent=False)
-        self.register_buffer("pos_weight", _vector("pos_weight", pos_weight), persistent=False)
-
-    @property
-    def term_names(self) -> tuple[str, ...]:
-        """Names of the terms, as in `SegmentationStats.terms`."""
-        return self.spec.term_names
-
-    @property
-    def stats_size(self) -> int:
-        """Number of float32 elements of one statistics row (`stats_out`)."""
-        return stats_size(self.spec.term_names)
-
-    def forward(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        valid: Tensor | None = None,
-        return_stats: bool = False,
-        *,
-        stats_out: Tensor | None = None,
-    ) -> Any:
-        """Compute the loss, and the statistics when asked.
-
-        Args:
-            logits: (N, C, *spatial) float32, float16, bfloat16 or float64, before the sigmoid; in binary mode (N, *spatial) too.
-            targets: the logits' shape; bool, integer or floating in [0, 1], read without a cast.
-            valid: bool (N,): whole samples; or (N, *spatial) / (N, 1, *spatial): pixels. None: all are valid.
-            return_stats: also return a `SegmentationStats` from the same launch.
-            stats_out: float32 (stats_size,) contiguous device tensor into which the statistics are written, a row of a ring, say.
-
-        Returns:
-            The loss, float32 (float64 for float64 logits); with return_stats, the pair (loss, stats).
-
-        Raises:
-            TypeError: a tensor of the wrong type or dtype.
-            ValueError: shapes, devices or target values that do not fit.
-        """
-        loss, row = segmentation_loss(
-            self.spec, logits, targets, valid, self.class_weights, self.pos_weight, self.backend, stats_out
-        )
-        return (loss, SegmentationStats(row, self.spec.term_names)) if return_stats else loss
-
-    def extra_repr(self) -> str:
-        """The spec's fields that matter, for `print(criterion)`."""
-        terms = ", ".join(f"{t.weight:g} {t.name}" for t in (*self.spec.points, *self.spec.regions))
-        return f"{terms}; mode={self.spec.mode!r}, reduction={self.spec.reduction!r}, backend={self.backend!r}"
-
-
-def _vector(name: str, values: Weights) -> Tensor | None:
-    if values is None:
-        return None
-    vector = torch.as_tensor(values, dtype=torch.float32).detach().clone().reshape(-1)
-    if vector.numel() == 0 or not bool(torch.isfinite(vector).all()) or bool((vector < 0).any()):
-        raise ValueError(f"{name}: expected finite numbers of at least 0, got {values!r}")
-    return vector
+from fastseg_losses.base import SegmentationLoss, Weights
 
 
 class BCELoss(SegmentationLoss):
@@ -148,8 +21,12 @@ class BCELoss(SegmentationLoss):
         tensor(0.6931)
     """
 
-    def __init__(self, pos_weight: Weights = None, label_smoothing: float = 0.0, **shared: Any) -> None:
-        super().__init__([specs.bce_term(1.0, label_smoothing)], [], pos_weight=pos_weight, **shared)
+    def __init__(
+        self, pos_weight: Weights = None, label_smoothing: float = 0.0, **shared: Any
+    ) -> None:
+        super().__init__(
+            [specs.bce_term(1.0, label_smoothing)], [], pos_weight=pos_weight, **shared
+        )
 
 
 class CrossEntropyLoss(SegmentationLoss):
@@ -163,12 +40,17 @@ class CrossEntropyLoss(SegmentationLoss):
     def __init__(self, label_smoothing: float = 0.0, **shared: Any) -> None:
         mode = shared.pop("mode", "multiclass")
         if mode != "multiclass":
-            raise ValueError(f"mode: expected 'multiclass' for CrossEntropyLoss (BCELoss serves the others), got {mode!r}")
+            raise ValueError(
+                "mode: expected 'multiclass' for CrossEntropyLoss (BCELoss serves the others), "
+                f"got {mode!r}"
+            )
         super().__init__([specs.bce_term(1.0, label_smoothing)], [], mode=mode, **shared)
 
 
 class DiceLoss(SegmentationLoss):
-    """Dice: mean over groups of 1 - (2I + s) / (P + T + s) (Milletari et al. 2016, with plain sums).
+    """Dice: mean over groups of 1 - (2I + s) / (P + T + s).
+
+    Source: Milletari et al. 2016, V-Net, with plain in place of squared sums.
 
     Args:
         smooth: s, at least 0; at 0 an empty group scores 1 when nothing is predicted.
@@ -202,7 +84,9 @@ class IoULoss(SegmentationLoss):
 
 
 class TverskyLoss(SegmentationLoss):
-    """Tversky: mean over groups of (1 - (I + s) / (I + alpha FP + beta FN + s)) ** gamma (Salehi et al. 2017; Abraham et al. 2019).
+    """Tversky: mean over groups of (1 - (I + s) / (I + alpha FP + beta FN + s)) ** gamma.
+
+    Source: Salehi et al. 2017, Tversky loss; Abraham et al. 2019, its focal form.
 
     Args:
         alpha: weight of false positives, at least 0.
@@ -214,7 +98,8 @@ class TverskyLoss(SegmentationLoss):
 
     Example:
         >>> x, t = torch.randn(2, 1, 8, 8), torch.rand(2, 1, 8, 8).round()
-        >>> torch.allclose(TverskyLoss(alpha=0.5, beta=0.5, smooth=0.5)(x, t), DiceLoss(smooth=1.0)(x, t))
+        >>> dice = TverskyLoss(alpha=0.5, beta=0.5, smooth=0.5)
+        >>> torch.allclose(dice(x, t), DiceLoss(smooth=1.0)(x, t))
         True
     """
 
@@ -227,14 +112,19 @@ class TverskyLoss(SegmentationLoss):
         log_loss: bool = False,
         **shared: Any,
     ) -> None:
-        super().__init__([], [specs.tversky_term(1.0, alpha, beta, smooth, gamma, log_loss)], **shared)
+        super().__init__(
+            [], [specs.tversky_term(1.0, alpha, beta, smooth, gamma, log_loss)], **shared
+        )
 
 
 class FocalLoss(SegmentationLoss):
-    """Focal loss: mean over valid elements of alpha_t (1 - p_t)**gamma bce (Lin et al. 2017, eq. 5).
+    """Focal loss: mean over valid elements of alpha_t (1 - p_t)**gamma bce.
+
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, eq. 5.
 
     Args:
-        alpha: weight of the positive class in [0, 1] (1 - alpha for the negative), or None for no balance.
+        alpha: weight of the positive class in [0, 1] (1 - alpha for the negative), or None for no
+            balance.
         gamma: exponent, at least 0; 0 with alpha None is BCE.
         **shared: see `SegmentationLoss`.
 
@@ -254,7 +144,8 @@ class CombinedSegmentationLoss(SegmentationLoss):
     A term of weight 0 is left out. The terms' own parameters carry the term's name as a prefix.
 
     Args:
-        bce_weight: weight of BCE (cross-entropy in multiclass), at least 0; and so for the other terms.
+        bce_weight: weight of BCE (cross-entropy in multiclass), at least 0; and so for the other
+            terms.
         dice_weight: see bce_weight.
         focal_weight: see bce_weight.
         iou_weight: see bce_weight.
@@ -276,7 +167,8 @@ class CombinedSegmentationLoss(SegmentationLoss):
 
     Example:
         >>> criterion = CombinedSegmentationLoss(bce_weight=0.5, dice_weight=0.5, focal_weight=0.0)
-        >>> loss, stats = criterion(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4), return_stats=True)
+        >>> x, t = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> loss, stats = criterion(x, t, return_stats=True)
         >>> sorted(stats.cpu().terms)
         ['bce', 'dice']
     """
@@ -313,12 +205,20 @@ class CombinedSegmentationLoss(SegmentationLoss):
         bce, dice, focal, iou, tversky = (specs.check_weight(k, v) for k, v in weights.items())
         if not any((bce, dice, focal, iou, tversky)):
             raise ValueError(f"{', '.join(weights)}: expected at least one above 0, got all 0")
-        points = [specs.bce_term(bce, bce_label_smoothing), specs.focal_term(focal, focal_alpha, focal_gamma)]
+        points = [
+            specs.bce_term(bce, bce_label_smoothing),
+            specs.focal_term(focal, focal_alpha, focal_gamma),
+        ]
         regions = [
             specs.dice_term(dice, dice_smooth, dice_log_loss),
             specs.iou_term(iou, iou_smooth, iou_log_loss),
             specs.tversky_term(
-                tversky, tversky_alpha, tversky_beta, tversky_smooth, tversky_gamma, tversky_log_loss
+                tversky,
+                tversky_alpha,
+                tversky_beta,
+                tversky_smooth,
+                tversky_gamma,
+                tversky_log_loss,
             ),
         ]
         super().__init__(

@@ -1,15 +1,12 @@
-"""The one place that knows both torch and the kernels: choice of backend, launch plans, autograd, operators.
+"""The one place that knows both torch and the kernels: launch plans, autograd, operators.
 
-Eager calls go through an `autograd.Function` straight to a kept launch plan; compiled calls go through two `torch.library`
-operators, opaque to the compiler. Both end in the same two launches.
+Eager calls go through an `autograd.Function` straight to a kept launch plan; compiled calls go
+through two `torch.library` operators, opaque to the compiler. Both end in the same two launches.
 """
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from contextlib import nullcontext
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastseg_losses import reference
+from fastseg_losses.backends import takes_triton
 from fastseg_losses.inputs import Sizes, canonical_strides, check_inputs, live_pixels
 from fastseg_losses.spec import LossSpec
 from fastseg_losses.stats import FIELDS, bad_targets_error, stats_size
@@ -24,69 +22,60 @@ from fastseg_losses.stats import FIELDS, bad_targets_error, stats_size
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
 
-BACKENDS = ("auto", "triton", "torch")
-MIN_TRITON = (3, 4)
-MIN_CAPABILITY = (8, 0)  # the oldest NVIDIA generation the kernels are compiled for in the tests
 MAX_PLANS = 1024  # a plan is about 5 kB; a training run has a handful of shapes
+# int32 a device, zeroed before any capture: a captured launch takes 1 + groups of them for good.
+CAPTURE_COUNTERS = 1 << 16
+
+# logits, targets, valid, class_weights, pos_weight
+Inputs = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]
 
 
 def segmentation_loss(
     spec: LossSpec,
-    logits: Tensor,
-    targets: Tensor,
-    valid: Tensor | None,
-    class_weights: Tensor | None,
-    pos_weight: Tensor | None,
-    backend: str,
-    stats_out: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    inputs: Inputs,
+    *,
+    backend: str = "auto",
+    want_stats: bool = False,
+    stats_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Compute a loss and its statistics row on the backend that `backend` and the tensors ask for.
 
     Args:
         spec: what to compute.
-        logits: (N, C, *spatial).
-        targets: see `inputs.check_inputs`.
-        valid: bool (N,) or (N, *spatial), or None.
-        class_weights: (C,) or None.
-        pos_weight: (1,) or (C,), or None.
-        backend: one of `BACKENDS`.
+        inputs: logits (N, C, *spatial), targets (see `inputs.check_inputs`), valid (bool (N,) or
+            (N, *spatial), or None), class_weights ((C,) or None), pos_weight ((1,), (C,) or None).
+        backend: one of `backends.BACKENDS`.
+        want_stats: whether the caller will read the statistics row.
         stats_out: float32 (stats_size,) into which the row is written, or None.
 
     Returns:
-        The loss under the spec's reduction, and the row.
+        The loss under the spec's reduction, and the row (None unless wanted).
     """
-    if not _takes_triton(backend, logits):
-        return _torch_loss(spec, logits, targets, valid, class_weights, pos_weight, stats_out)
-    tensors = (logits, targets, valid, class_weights, pos_weight)
+    logits = inputs[0]
+    if not takes_triton(backend, logits):
+        return _torch_loss(spec, inputs, stats_out)
     if torch.compiler.is_compiling():
-        check_inputs(spec.mode, *tensors)
-        loss, row, _ = loss_forward(*tensors, spec.key)
+        check_inputs(spec.mode, *inputs)
+        loss, row, _ = loss_forward(*inputs, spec.key)
         return loss, row if stats_out is None else stats_out.copy_(row)
-    plan, tensors = _plan(spec, tensors)
-    if _ALARM and _ALARM[0][0]:
-        _ALARM[0].fill_(0)
-        raise bad_targets_error("some of an earlier call")
-    size = stats_size(spec.term_names)
-    if stats_out is None:
+    plan, inputs = _plan(spec, inputs)
+    _raise_alarm()
+    if stats_out is not None:
+        _check_stats_out(stats_out, stats_size(spec.term_names), logits.device)
+    elif want_stats:
+        size = stats_size(spec.term_names)
         stats_out = torch.empty(size, dtype=torch.float32, device=logits.device)
-    else:
-        _check_stats_out(stats_out, size, logits.device)
-    return _FusedLoss.apply(plan, stats_out, *tensors), stats_out
+    if logits.requires_grad and torch.is_grad_enabled():
+        return _FusedLoss.apply(plan, stats_out, *inputs), stats_out
+    return _launch_forward(plan, inputs, stats_out)[0], stats_out
 
 
 # ---- the torch backend
 
 
-def _torch_loss(
-    spec: LossSpec,
-    logits: Tensor,
-    targets: Tensor,
-    valid: Tensor | None,
-    class_weights: Tensor | None,
-    pos_weight: Tensor | None,
-    stats_out: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    sizes = check_inputs(spec.mode, logits, targets, valid, class_weights, pos_weight)
+def _torch_loss(spec: LossSpec, inputs: Inputs, stats_out: Tensor | None) -> tuple[Tensor, Tensor]:
+    logits, targets, valid, class_weights, pos_weight = inputs
+    sizes = check_inputs(spec.mode, *inputs)
     x, t = logits.reshape(sizes), targets.reshape(sizes)
     live = live_pixels(sizes, t, valid, spec.ignore_index)
     loss, row = reference.loss_and_stats(spec, x, t, live, class_weights, pos_weight)
@@ -113,105 +102,52 @@ def _check_stats_out(stats_out: Tensor, size: int, device: torch.device) -> None
         )
 
 
-# ---- choice of backend
+# ---- launch plans
 
 
-def _takes_triton(backend: str, logits: Tensor) -> bool:
-    """Whether the kernels serve this call; raises where they were asked for and cannot."""
-    if backend == "torch" or not isinstance(logits, Tensor) or logits.numel() == 0:
-        return False  # an empty batch is 0 with a live graph; there is nothing to launch
-    if backend == "auto":
-        if not logits.is_cuda or logits.dtype == torch.float64:
-            return False
-        trouble = _trouble(logits.device.type, logits.device.index)
-        if trouble:
-            _warn_once(trouble)
-        return not trouble
-    if logits.dtype == torch.float64:
-        raise TypeError("logits: backend='triton' computes in float32; use backend='torch' for float64")
-    trouble = _trouble(logits.device.type, logits.device.index)
-    if trouble:
-        raise RuntimeError(f"backend='triton': {trouble}; use backend='torch' or 'auto'")
-    return True
-
-
-@torch.compiler.assume_constant_result
-def _trouble(device_type: str, index: int | None) -> str:
-    """Why the kernels cannot run on a device; empty when they can."""
-    if (device_type, index) not in _TROUBLES:
-        _TROUBLES[device_type, index] = _find_trouble(device_type, index)
-    return _TROUBLES[device_type, index]
-
-
-_TROUBLES: dict[tuple[str, int | None], str] = {}
-
-
-def _find_trouble(device_type: str, index: int | None) -> str:
-    try:
-        triton = importlib.import_module("triton")
-        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-        if version < MIN_TRITON:
-            return f"Triton {triton.__version__} is older than {'.'.join(map(str, MIN_TRITON))}"
-        launch = importlib.import_module("fastseg_losses.kernels.launch")
-    except Exception as error:  # a broken Triton fails in many ways; say which
-        return f"Triton could not be imported ({type(error).__name__}: {error})"
-    if launch.INTERPRETED:
-        return "" if device_type == "cpu" else "TRITON_INTERPRET=1 runs the kernels on CPU tensors only"
-    if device_type != "cuda":
-        return f"the kernels run on CUDA tensors, not on {device_type} (TRITON_INTERPRET=1 for tests on the CPU)"
-    if torch.version.hip is None and torch.cuda.get_device_capability(index) < MIN_CAPABILITY:
-        found = torch.cuda.get_device_capability(index)
-        return f"the GPU's compute capability {found[0]}.{found[1]} is under {'.'.join(map(str, MIN_CAPABILITY))}"
-    return ""
-
-
-@torch.compiler.disable
-@lru_cache(maxsize=None)
-def _warn_once(trouble: str) -> None:
-    warnings.warn(f"fastseg_losses falls back to plain PyTorch: {trouble}", RuntimeWarning, stacklevel=5)
-
-
-# ---- launch plans and the little state that launches share
-
-
-_PLANS: dict[tuple, Plan | None] = {}
-_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
-_ALARM: list[Tensor] = []  # one int32 in pinned host memory that the kernel sets on targets outside [0, 1]
-
-Inputs = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]  # logits, targets, valid, weights
+_PLANS: dict[tuple[Any, ...], Plan | None] = {}
 
 
 def _plan(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
-    """The launch plan for these tensors, checked and laid out at first sight, and the tensors to launch it with."""
+    """The launch plan for these tensors, made at first sight, and the tensors to launch it with."""
     logits, targets, valid, class_weights, pos_weight = inputs
+    if not isinstance(targets, Tensor):
+        check_inputs(spec.mode, *inputs)
     key = (
-        spec.key,
-        *(logits.shape, logits.stride(), logits.dtype, logits.device),
+        *(spec.key, logits.shape, logits.stride(), logits.dtype, logits.device),
         *(targets.shape, targets.stride(), targets.dtype, targets.device, targets.requires_grad),
         # compiled code may rely on pointers of 16 bytes
         *(logits.data_ptr() % 16, targets.data_ptr() % 16),
-        valid if valid is None else (valid.shape, valid.stride(), valid.dtype, valid.device, valid.data_ptr() % 16),
-        class_weights if class_weights is None else (class_weights.shape, class_weights.dtype, class_weights.device),
-        pos_weight if pos_weight is None else (pos_weight.shape, pos_weight.dtype, pos_weight.device),
+        *(_key_of(valid), _key_of(class_weights), _key_of(pos_weight)),
     )
-    if key not in _PLANS:
+    try:
+        plan = _PLANS[key]
+    except KeyError:
         if len(_PLANS) >= MAX_PLANS:
             _PLANS.clear()
-        _PLANS[key] = _make_plan(spec, inputs)
-    plan = _PLANS[key]
+        plan = _PLANS[key] = _make_plan(spec, inputs)
     if plan is None:  # pixels without one stride: the documented copy
-        copies = (logits.contiguous(), targets.contiguous(), valid if valid is None else valid.contiguous())
+        live = valid if valid is None else valid.contiguous()
+        copies = (logits.contiguous(), targets.contiguous(), live)
         return _plan(spec, (*copies, class_weights, pos_weight))
     return plan, inputs
+
+
+def _key_of(tensor: Tensor | None) -> Any:
+    if tensor is None:
+        return None
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
 
 
 def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     from fastseg_losses.kernels import launch
 
     logits, targets, valid, class_weights, pos_weight = inputs
-    sizes = check_inputs(spec.mode, logits, targets, valid, class_weights, pos_weight)
+    sizes = check_inputs(spec.mode, *inputs)
     gradient = torch.empty_like(logits, device="meta")
-    strides = [canonical_strides(spec.mode, sizes, tensor) for tensor in (logits, targets, gradient)]
+    strides = [
+        canonical_strides(spec.mode, sizes, tensor) for tensor in (logits, targets, gradient)
+    ]
     valid_kind, valid_strides = "none", (0, 0)
     if valid is not None and valid.dim() == 1:
         valid_kind, valid_strides = "sample", (valid.stride(0), 0)
@@ -228,19 +164,19 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         valid=valid_strides,
         logits_bytes=logits.element_size(),
         targets_bytes=targets.element_size(),
-        binary_targets=targets.dtype == torch.bool,
+        hard=not targets.dtype.is_floating_point,
         valid_kind=valid_kind,
         pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
     )
+    multiprocessors = 1
     if device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    else:
-        multiprocessors = 1
     ptx = device.type == "cuda" and torch.version.hip is None
-    return launch.Plan(layout, _formula(spec, pos_weight), launch.Device(multiprocessors, ptx))
+    formula = _formula(spec, pos_weight is not None)
+    return launch.Plan(layout, formula, launch.Device(multiprocessors, ptx))
 
 
-def _formula(spec: LossSpec, pos_weight: Tensor | None) -> Any:
+def _formula(spec: LossSpec, has_pos_weight: bool) -> Any:
     """The spec in the kernels' terms: which device functions, and their numbers."""
     from fastseg_losses.kernels import launch
 
@@ -249,7 +185,7 @@ def _formula(spec: LossSpec, pos_weight: Tensor | None) -> Any:
     for term in spec.points:
         if term.name == "bce":
             smoothing = term.label_smoothing
-            names.append("weighted_bce" if smoothing or pos_weight is not None else "bce")
+            names.append("weighted_bce" if smoothing or has_pos_weight else "bce")
         else:
             gamma = term.gamma
             if term.alpha is not None:
@@ -269,23 +205,42 @@ def _formula(spec: LossSpec, pos_weight: Tensor | None) -> Any:
     )
 
 
-def _stream(device: torch.device) -> int | None:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+# ---- the little state that launches share
 
 
-def _counters(plan: Plan, device: torch.device, stream: int | None) -> Tensor:
-    """Zeroed counters that no launch in flight shares: launches of one stream follow each other, and each leaves them 0.
+_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+_CAPTURED: dict[torch.device, tuple[Tensor, int]] = {}  # counters for captures, how many are taken
+_UNREAD: dict[torch.device, Tensor] = {}
+_ALARM: list[Tensor] = []  # an int32 in pinned host memory; the kernel sets it on bad targets
 
-    A captured launch may be replayed beside any other, so it gets counters of its own, zeroed inside the graph.
+
+def _counters(groups: int, device: torch.device, stream: int) -> Tensor:
+    """Zeroed counters that no launch in flight shares.
+
+    Launches of one stream follow each other, and each leaves its counters at 0. A captured launch
+    may be replayed beside any other, so it gets counters of its own.
     """
-    size = 1 + plan.groups
+    size = 1 + groups
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return torch.zeros(size, dtype=torch.int32, device=device)
-    counters = _COUNTERS.get((device, stream or 0))
+        slab, taken = _CAPTURED.get(device, (None, 0))
+        if slab is None or taken + size > slab.numel():
+            return torch.zeros(size, dtype=torch.int32, device=device)  # one more node a replay
+        _CAPTURED[device] = slab, taken + size
+        return slab[taken : taken + size]
+    counters = _COUNTERS.get((device, stream))
     if counters is None or counters.numel() < size:
-        counters = torch.zeros(max(size, 256), dtype=torch.int32, device=device)
-        _COUNTERS[device, stream or 0] = counters
+        counters = torch.zeros(max(size, 1024), dtype=torch.int32, device=device)
+        _COUNTERS[device, stream] = counters
+        if device.type == "cuda" and device not in _CAPTURED:
+            _CAPTURED[device] = torch.zeros(CAPTURE_COUNTERS, dtype=torch.int32, device=device), 0
     return counters
+
+
+def _unread(device: torch.device) -> Tensor:
+    """Where statistics go that nobody reads, from any number of launches at once."""
+    if device not in _UNREAD:
+        _UNREAD[device] = torch.empty(64, dtype=torch.float32, device=device)
+    return _UNREAD[device]
 
 
 def _alarm(device: torch.device) -> Tensor:
@@ -294,19 +249,29 @@ def _alarm(device: torch.device) -> Tensor:
     return _ALARM[0]
 
 
+def _raise_alarm() -> None:
+    if _ALARM and _ALARM[0][0]:
+        _ALARM[0].fill_(0)
+        raise bad_targets_error("some of an earlier call")
+
+
 # ---- the two launches
 
 
-def _launch_forward(plan: Plan, inputs: Inputs, row: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss and the table; the statistics go into `row`."""
+def _launch_forward(
+    plan: Plan, inputs: Inputs, row: Tensor | None, table: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss and the table that backward needs; the statistics go into `row`."""
     device = inputs[0].device
     loss = torch.empty(plan.loss_shape, dtype=torch.float32, device=device)
-    table = torch.empty(plan.table_size, dtype=torch.float32, device=device)
-    workspace = torch.empty(plan.workspace_size, dtype=torch.float32, device=device)
+    scratch = torch.empty(plan.scratch_size, dtype=torch.float32, device=device)
+    table = scratch if table is None else table  # one allocation for both costs 1 us less
+    row = _unread(device) if row is None else row
     with _on(device):
         stream = _stream(device)
-        counters = _counters(plan, device, stream)
-        plan.forward((loss, row, table, workspace, counters, _alarm(device), *inputs), stream)
+        counters = _counters(plan.groups, device, stream)
+        tensors = (loss, row, table, scratch, counters, _alarm(device), *inputs)
+        plan.forward(tensors, stream)
     return loss, table
 
 
@@ -315,10 +280,13 @@ def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -
     dlogits = torch.empty_like(logits)
     strides = (0,) * (3 - dloss.dim()) + dloss.stride()  # (k, n, c); a scalar is the same for all
     with _on(logits.device):
-        plan.backward(
-            (dlogits, dloss, table, logits, targets, valid, pos_weight), strides, _stream(logits.device)
-        )
+        tensors = (dlogits, dloss, table, logits, targets, valid, pos_weight)
+        plan.backward(tensors, strides, _stream(logits.device))
     return dlogits
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _on(device: torch.device) -> Any:
@@ -335,17 +303,17 @@ class _FusedLoss(torch.autograd.Function):
     """The two launches as one differentiable step; keeps the caller's tensors and the table."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, row: Tensor, *inputs: Any) -> Tensor:
-        loss, table = _launch_forward(plan, inputs, row)
+    def forward(ctx: Any, plan: Plan, row: Tensor | None, *inputs: Any) -> Tensor:
+        loss, ctx.table = _launch_forward(plan, inputs, row)
         ctx.plan = plan
-        ctx.save_for_backward(table, *inputs)
+        ctx.save_for_backward(*inputs)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> Any:
-        table, *inputs = ctx.saved_tensors
-        return None, None, _launch_backward(ctx.plan, tuple(inputs), table, dloss), None, None, None, None
+        dlogits = _launch_backward(ctx.plan, ctx.saved_tensors, ctx.table, dloss)
+        return None, None, dlogits, None, None, None, None
 
 
 # ---- compiled: operators
@@ -363,8 +331,9 @@ def loss_forward(
     """Loss, statistics row and table (what backward needs of the sums), for a `LossSpec.key`."""
     parsed = LossSpec.from_key(spec)
     plan, inputs = _plan(parsed, (logits, targets, valid, class_weights, pos_weight))
-    row = torch.empty(stats_size(parsed.term_names), dtype=torch.float32, device=logits.device)
-    loss, table = _launch_forward(plan, inputs, row)
+    row = logits.new_empty(stats_size(parsed.term_names), dtype=torch.float32)
+    table = logits.new_empty(plan.table_size, dtype=torch.float32)
+    loss, _ = _launch_forward(plan, inputs, row, table)
     return loss, row, table
 
 
@@ -372,10 +341,10 @@ def loss_forward(
 def _(logits, targets, valid, class_weights, pos_weight, spec):  # type: ignore[no-untyped-def]
     parsed = LossSpec.from_key(spec)
     N, C = logits.shape[0], 1 if parsed.mode == "binary" else logits.shape[1]
+    shapes = {"none": (C,) if parsed.batch else (N, C), "sums": (4, N, C)}
     groups = C if parsed.batch else N * C
-    shape = {"mean": (), "sum": (), "none": (C,) if parsed.batch else (N, C), "sums": (4, N, C)}
     return (
-        logits.new_empty(shape[parsed.reduction], dtype=torch.float32),
+        logits.new_empty(shapes.get(parsed.reduction, ()), dtype=torch.float32),
         logits.new_empty(stats_size(parsed.term_names), dtype=torch.float32),
         logits.new_empty(2 + (2 + len(parsed.points)) * groups, dtype=torch.float32),
     )
@@ -393,7 +362,8 @@ def loss_backward(
     spec: str,
 ) -> Tensor:
     """Gradient of the loss with respect to the logits."""
-    plan, inputs = _plan(LossSpec.from_key(spec), (logits, targets, valid, class_weights, pos_weight))
+    inputs = (logits, targets, valid, class_weights, pos_weight)
+    plan, inputs = _plan(LossSpec.from_key(spec), inputs)
     return _launch_backward(plan, inputs, table, dloss)
 
 

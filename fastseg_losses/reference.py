@@ -1,7 +1,9 @@
-"""The specification: every loss in plain PyTorch, for any device and dtype. It is also the torch backend.
+"""The specification: every loss in plain PyTorch, for any device and dtype.
 
-Shapes here are canonical: `logits` and `targets` are (N, C, P) with P the product of the spatial sizes, `live` is a bool
-tensor that broadcasts to (N, C, P), or None when every pixel is valid. Half-precision logits are computed in float32.
+It is also the torch backend. Shapes here are canonical: `logits` and `targets` are (N, C, P) with P
+the product of the spatial sizes, `live` is a bool tensor that broadcasts to (N, C, P), or None when
+every pixel is valid.
+Half-precision logits are computed in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ SCORE_FLOOR = 1e-7  # smallest score under the logarithm, and smallest base of a
 
 @dataclass
 class Sums:
-    """Sums over the valid pixels of each (sample, class), all (N, C): I = sum p t, P = sum p, T = sum t, V = count."""
+    """Sums over the valid pixels of each (sample, class), all (N, C).
+
+    I = sum p t, P = sum p, T = sum t, V = their number; one sum for each pointwise term.
+    """
 
     I: Tensor  # noqa: E741
     P: Tensor
@@ -37,16 +42,24 @@ def bce(x: Tensor, t: Tensor, pos_weight: Tensor | None, label_smoothing: float)
     """softplus(x) - x t, with PyTorch's pos_weight and the target smoothed to t (1 - e) + e / 2."""
     if label_smoothing:
         t = t * (1 - label_smoothing) + label_smoothing / 2
-    weight = None if pos_weight is None else pos_weight.to(x).reshape(-1, 1)  # (C, 1) against (N, C, P)
+    weight = (
+        None if pos_weight is None else pos_weight.to(x).reshape(-1, 1)
+    )  # (C, 1) against (N, C, P)
     return F.binary_cross_entropy_with_logits(x, t, pos_weight=weight, reduction="none")
 
 
 def focal(x: Tensor, t: Tensor, alpha: float | None, gamma: float) -> Tensor:
     """alpha_t (1 - p_t)**gamma bce, p_t = p t + (1 - p)(1 - t) (Lin et al. 2017, eq. 5)."""
-    miss = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)  # 1 - p_t, accurate where p_t rounds to 1
+    miss = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(
+        x
+    )  # 1 - p_t, accurate where p_t rounds to 1
     alpha_t = 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t)
     # Below the floor the power has no slope: at gamma < 1 an exact 0 would have an infinite one.
-    return alpha_t * miss.clamp_min(1e-30) ** gamma * F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    return (
+        alpha_t
+        * miss.clamp_min(1e-30) ** gamma
+        * F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    )
 
 
 def point_value(term: PointTerm, x: Tensor, t: Tensor, pos_weight: Tensor | None) -> Tensor:
@@ -60,15 +73,17 @@ def point_value(term: PointTerm, x: Tensor, t: Tensor, pos_weight: Tensor | None
 
 
 def region_value(term: RegionTerm, I: Tensor, P: Tensor, T: Tensor) -> Tensor:  # noqa: E741
-    """((1 - score) or -log(score)) ** gamma with score = (I + s) / (I + alpha (P - I) + beta (T - I) + s).
+    """((1 - score) or -log(score)) ** gamma, where alpha weighs FP = P - I and beta FN = T - I.
 
-    An empty group without smoothing (0 / 0) scores 1: nothing was asked for and nothing was predicted.
+    score = (I + s) / (I + alpha FP + beta FN + s) (Salehi et al. 2017, eq. 4). An empty group
+    without smoothing (0 / 0) scores 1: nothing was asked for and nothing was predicted.
     """
     whole = (1 - term.alpha - term.beta) * I + term.alpha * P + term.beta * T + term.smooth
     empty = whole <= 0
     score = torch.where(empty, 1.0, (I + term.smooth) / torch.where(empty, 1.0, whole))
     loss = -torch.log(score.clamp_min(SCORE_FLOOR)) if term.log_loss else 1 - score
-    # loss ** gamma, continued as a straight line below the floor: at gamma < 1 its slope at 0 would be infinite.
+    # loss ** gamma, continued as a straight line below the floor: at gamma < 1 its slope at 0 would
+    # be infinite.
     return loss * loss.clamp_min(SCORE_FLOOR) ** (term.gamma - 1)
 
 
@@ -76,7 +91,11 @@ def region_value(term: RegionTerm, I: Tensor, P: Tensor, T: Tensor) -> Tensor:  
 
 
 def sigmoid_sums(
-    spec: LossSpec, logits: Tensor, targets: Tensor, live: Tensor | None, pos_weight: Tensor | None = None
+    spec: LossSpec,
+    logits: Tensor,
+    targets: Tensor,
+    live: Tensor | None,
+    pos_weight: Tensor | None = None,
 ) -> Sums:
     """Sums of every term over each group's valid pixels."""
     x, t = logits, targets
@@ -98,14 +117,18 @@ def sigmoid_sums(
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, and 0 with a live graph where the denominator is 0: there was nothing to average."""
+    """numerator / denominator; 0 with a live graph where that is 0: there is nothing to average."""
     empty = denominator == 0
     return torch.where(empty, numerator * 0.0, numerator / torch.where(empty, 1.0, denominator))
 
 
-def term_values(spec: LossSpec, sums: Sums, class_weights: Tensor | None, reduction: str) -> list[Tensor]:
+def term_values(
+    spec: LossSpec, sums: Sums, class_weights: Tensor | None, reduction: str
+) -> list[Tensor]:
     """Each term under the given reduction, unweighted, in the order of `spec.term_names`."""
-    w = sums.V.new_ones(sums.V.shape[1]) if class_weights is None else class_weights.to(sums.V)  # (C,)
+    w = (
+        sums.V.new_ones(sums.V.shape[1]) if class_weights is None else class_weights.to(sums.V)
+    )  # (C,)
     values = []
     for total in sums.points:
         if reduction == "mean":
@@ -127,8 +150,8 @@ def term_values(spec: LossSpec, sums: Sums, class_weights: Tensor | None, reduct
 
 def combine(spec: LossSpec, values: Sequence[Tensor]) -> Tensor:
     """The weighted sum of the terms."""
-    terms = (*spec.points, *spec.regions)
-    return torch.stack([term.weight * value for term, value in zip(terms, values, strict=True)]).sum(0)
+    weighted = [term.weight * value for term, value in zip(spec.terms, values, strict=True)]
+    return torch.stack(weighted).sum(0)
 
 
 # ---- statistics
@@ -136,14 +159,21 @@ def combine(spec: LossSpec, values: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def statistics(
-    spec: LossSpec, logits: Tensor, targets: Tensor, live: Tensor | None, sums: Sums, class_weights: Tensor | None
+    spec: LossSpec,
+    logits: Tensor,
+    targets: Tensor,
+    live: Tensor | None,
+    sums: Sums,
+    class_weights: Tensor | None,
 ) -> Tensor:
     """The statistics row, float32, in the order of `stats.FIELDS` and then `spec.term_names`."""
     live = torch.ones_like(logits, dtype=torch.bool) if live is None else live.expand_as(logits)
     valid = sums.V.sum()
     predicted, actual = (logits > 0) & live, (targets > 0.5) & live
     tp = (predicted & actual).sum()
-    largest = logits.masked_fill(~live | logits.isnan(), -torch.inf).amax() if logits.numel() else valid
+    largest = (
+        logits.masked_fill(~live | logits.isnan(), -torch.inf).amax() if logits.numel() else valid
+    )
     values = term_values(spec, sums, class_weights, "mean")
     row = [
         combine(spec, values) if values else valid * 0,
@@ -182,7 +212,8 @@ def loss_and_stats(
         pos_weight: (1,) or (C,), or None.
 
     Returns:
-        The loss: a scalar for "mean" and "sum"; (N, C), or (C,) with batch, for "none". And the row, float32.
+        The loss: a scalar for "mean" and "sum"; (N, C), or (C,) with batch, for "none". And the
+        row, float32.
     """
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     x, t = logits.to(dtype), targets.to(dtype)

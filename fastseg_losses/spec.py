@@ -1,4 +1,4 @@
-"""What a loss is: frozen, hashable descriptions that the reference, the kernels and the operators all read."""
+"""What a loss is: frozen descriptions that reference, kernels and operators all read."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class PointTerm:
 
 @dataclass(frozen=True)
 class RegionTerm:
-    """A region term: ((1 - score) or -log(score)) ** gamma, where score = (I + s) / (I + alpha FP + beta FN + s).
+    """A region term: ((1 - score) or -log(score)) ** gamma.
 
-    Dice is alpha = beta = 0.5 with half its `smooth`, IoU is alpha = beta = 1: one formula serves all three.
+    score = (I + s) / (I + alpha FP + beta FN + s). Dice is alpha = beta = 0.5 with half its
+    `smooth`, IoU is alpha = beta = 1: one formula serves all three.
     """
 
     name: str
@@ -50,9 +51,10 @@ class RegionTerm:
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A whole loss: its terms and how they are reduced. Tensors (class weights, pos_weight) travel beside it.
+    """A whole loss: its terms and how they are reduced.
 
-    `reduction` may also be "sums", which asks for the region sums themselves instead of a loss.
+    Tensors (class weights, pos_weight) travel beside it. `reduction` may also be "sums", which asks
+    for the region sums themselves instead of a loss.
     """
 
     mode: str
@@ -68,13 +70,17 @@ class LossSpec:
     key: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Fill in `term_names`, the order of the statistics, and `key`, the text form that operators take."""
+        """Fill in `term_names`, the statistics' order, and `key`, the operators' text form."""
         fields = {f.name: getattr(self, f.name) for f in dataclass_fields(self) if f.init}
         fields["points"] = [asdict(term) for term in self.points]
         fields["regions"] = [asdict(term) for term in self.regions]
         object.__setattr__(self, "key", json.dumps(fields, sort_keys=True))
-        names = tuple(term.name for term in (*self.points, *self.regions))
-        object.__setattr__(self, "term_names", names)
+        object.__setattr__(self, "term_names", tuple(term.name for term in self.terms))
+
+    @property
+    def terms(self) -> tuple[PointTerm | RegionTerm, ...]:
+        """All terms, in the order in which the statistics list them."""
+        return (*self.points, *self.regions)
 
     @staticmethod
     @lru_cache(maxsize=1024)
@@ -96,8 +102,8 @@ def focal_term(weight: float = 1.0, alpha: float | None = 0.25, gamma: float = 2
     """Focal loss; alpha None leaves the classes unbalanced."""
     if isinstance(alpha, Sequence):
         raise TypeError(
-            "focal alpha: a sequence (one value per class) is for mode='multiclass'; expected a float or None, "
-            f"got {alpha!r}"
+            "focal alpha: a sequence (one value per class) is for mode='multiclass'; expected a "
+            f"float or None, got {alpha!r}"
         )
     if alpha is not None:
         _check_number("alpha", alpha, 0.0, 1.0)
@@ -126,7 +132,7 @@ def tversky_term(
     gamma: float = 1.0,
     log_loss: bool = False,
 ) -> RegionTerm:
-    """Tversky; alpha weighs false positives, beta false negatives, gamma makes it focal per group."""
+    """Tversky; alpha weighs false positives, beta false negatives; gamma: focal, per group."""
     _check_number("alpha", alpha, 0.0, math.inf)
     _check_number("beta", beta, 0.0, math.inf)
     _check_number("smooth", smooth, 0.0, math.inf)
@@ -160,16 +166,24 @@ def make_spec(
     _check_choice("reduction", reduction, REDUCTIONS)
     _check_choice("absent", absent, ("keep", "skip"))
     if mode == "multiclass":
-        raise NotImplementedError("mode='multiclass' is not available yet; use 'binary' or 'multilabel'")
+        raise NotImplementedError(
+            "mode='multiclass' is not available yet; use 'binary' or 'multilabel'"
+        )
     if upsample is not None:
-        raise NotImplementedError(f"upsample={upsample!r} is not available yet; upsample the logits first")
+        raise NotImplementedError(
+            f"upsample={upsample!r} is not available yet; upsample the logits first"
+        )
     if activation not in (None, "sigmoid"):
-        raise ValueError(f"activation: expected None or 'sigmoid' in mode {mode!r}, got {activation!r}")
+        raise ValueError(
+            f"activation: expected None or 'sigmoid' in mode {mode!r}, got {activation!r}"
+        )
     if not include_background:
         raise ValueError(
-            "include_background: False is for mode='multiclass' (there is no background class otherwise)"
+            "include_background: False is for mode='multiclass' (no other has a background class)"
         )
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+    if ignore_index is not None and (
+        isinstance(ignore_index, bool) or not isinstance(ignore_index, int)
+    ):
         raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}")
     for name, flag in (("batch", batch), ("include_background", include_background)):
         if not isinstance(flag, bool):
@@ -179,7 +193,8 @@ def make_spec(
             "reduction: 'none' with batch=True has no common shape for pointwise and region terms; "
             "use 'mean' or 'sum', or one loss at a time"
         )
-    # Pointwise terms are the same per sample or per batch; per sample keeps their (N, C) under 'none'.
+    # Pointwise terms are the same per sample or per batch; per sample keeps their (N, C) under
+    # 'none'.
     return LossSpec(
         mode=mode,
         points=tuple(points),
@@ -223,5 +238,7 @@ def _check_number(name: str, value: float, low: float, high: float, *, above: bo
         raise TypeError(f"{name}: expected a number, got {value!r}")
     inside = (low < value if above else low <= value) and value <= high and math.isfinite(value)
     if not inside:
-        bound = f"{'above' if above else 'at least'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
+        bound = f"{'above' if above else 'at least'} {low:g}" + (
+            "" if math.isinf(high) else f" and at most {high:g}"
+        )
         raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")

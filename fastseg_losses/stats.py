@@ -1,16 +1,17 @@
-"""Prediction and target statistics that the loss kernel writes on its way, as a view of one small tensor."""
+"""Prediction and target statistics that the loss kernel writes on its way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 Value = TypeVar("Value", torch.Tensor, float)
 
-# Order of the first elements of the statistics row; the terms' values follow. The kernel's finish and the reference write it.
+# Order of the first elements of the statistics row; the terms' values follow. The kernel's finish
+# and the reference write it.
 FIELDS = (
     "loss",
     "pred_mean",
@@ -25,7 +26,8 @@ FIELDS = (
     "nonfinite",
     "bad_targets",
 )
-# Soft labels of float16 or from interpolation may miss [0, 1] by a rounding; a mask of 0 and 255 misses it by far.
+# Soft labels of float16 or from interpolation may miss [0, 1] by a rounding; a mask of 0 and 255
+# misses it by far.
 TARGET_TOLERANCE = 1e-3
 
 
@@ -64,7 +66,7 @@ class _Ratios(Generic[Value]):
 
 def _ratio(part: Value, whole: Value) -> Value:
     if isinstance(whole, float):
-        return part / whole if whole else float("nan")  # type: ignore[return-value]
+        return part / whole if whole else float("nan")
     return part / whole
 
 
@@ -113,17 +115,22 @@ def decode(values: Sequence[float], term_names: Sequence[str]) -> SegmentationSn
     Raises:
         ValueError: the row's length does not fit the names.
     """
-    if len(values) != stats_size(term_names):
-        raise ValueError(f"values: expected {stats_size(term_names)} floats for terms {tuple(term_names)}, got {len(values)}")
+    expected = stats_size(term_names)
+    if len(values) != expected:
+        raise ValueError(
+            f"values: expected {expected} floats for terms {tuple(term_names)}, got {len(values)}"
+        )
     numbers = [float(v) for v in values]
-    head, tail = numbers[: len(FIELDS)], numbers[len(FIELDS) :]
-    return SegmentationSnapshot(*head, terms=dict(zip(term_names, tail, strict=True)))
+    fields: dict[str, Any] = dict(zip(FIELDS, numbers, strict=False))
+    terms = dict(zip(term_names, numbers[len(FIELDS) :], strict=True))
+    return SegmentationSnapshot(**fields, terms=terms)
 
 
 class SegmentationStats(_Ratios[torch.Tensor]):
-    """Statistics of one loss call, still on the device: reading an attribute is a 0-d view and never syncs.
+    """Statistics of one loss call, still on the device.
 
-    Attributes are those of `SegmentationSnapshot`, as 0-d float32 tensors; `cpu()` reads them all at once.
+    Reading an attribute is a 0-d view and never syncs. Attributes are those of
+    `SegmentationSnapshot`, as 0-d float32 tensors; `cpu()` reads them all at once.
 
     Args:
         tensor: float32 (stats_size,), the row that the loss wrote.
@@ -132,7 +139,8 @@ class SegmentationStats(_Ratios[torch.Tensor]):
     Example:
         >>> import torch
         >>> from fastseg_losses import DiceLoss
-        >>> _, stats = DiceLoss()(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2), return_stats=True)
+        >>> x, t = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+        >>> _, stats = DiceLoss()(x, t, return_stats=True)
         >>> stats.cpu().pred_mean, stats.cpu().target_positive
         (0.5, 1.0)
     """
@@ -165,12 +173,14 @@ class SegmentationStats(_Ratios[torch.Tensor]):
         return snapshot
 
     def __repr__(self) -> str:
-        return f"SegmentationStats(on {self.tensor.device}, terms={self.term_names}; .cpu() reads it)"
+        return (
+            f"SegmentationStats(on {self.tensor.device}, terms={self.term_names}; .cpu() reads it)"
+        )
 
 
 def bad_targets_error(what: str) -> ValueError:
     """The error for targets outside [0, 1], the same wherever it is noticed."""
     return ValueError(
-        f"targets: expected values in [0, 1], got {what} outside; divide a mask of 0 and 255 by 255, "
-        "or name the ignored value as ignore_index"
+        f"targets: expected values in [0, 1], got {what} outside; divide a mask of 0 and 255 by "
+        "255, or name the ignored value as ignore_index"
     )

@@ -3,31 +3,17 @@
 import triton
 import triton.language as tl
 
-from fastseg_losses.kernels.finalize import NORMS
-from fastseg_losses.kernels.sums import read_pixels, tile_offsets
+from fastseg_losses.kernels import finalize
+from fastseg_losses.kernels.pixels import pixel_base, read_pixels, store_tile, tile_offsets
 from fastseg_losses.kernels.terms import sigmoid_pixel
 
-
-@triton.jit
-def store_tile(
-    base_ptr, start, stride_p, value, inside, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, CHECK: tl.constexpr
-):
-    """Write one tile of the gradient, streaming: nothing of this launch reads it again."""
-    i = tile_offsets(ROWS, WIDTH)
-    if UNIT:
-        ptrs = base_ptr + start + i
-    else:
-        ptrs = base_ptr + start * stride_p.to(tl.int64) + i * stride_p
-    if CHECK:
-        tl.store(ptrs, value.to(base_ptr.dtype.element_ty), mask=inside, cache_modifier=".cs")
-    else:
-        tl.store(ptrs, value.to(base_ptr.dtype.element_ty), cache_modifier=".cs")
+NORMS = finalize.NORMS
 
 
 @triton.jit
-def slope_of_terms(x, t, coefs, params, TERMS: tl.constexpr, PTX: tl.constexpr):
+def slope_of_terms(x, t, coefs, params, TERMS: tl.constexpr, HARD: tl.constexpr, PTX: tl.constexpr):
     """Sum over the terms of coefficient * slope, at every pixel."""
-    pixel = sigmoid_pixel(x, t, PTX)
+    pixel = sigmoid_pixel(x, t, HARD, PTX)
     slope = tl.zeros_like(x)
     for k in tl.static_range(len(TERMS)):
         _, d = TERMS[k](pixel, params, PTX)
@@ -36,7 +22,7 @@ def slope_of_terms(x, t, coefs, params, TERMS: tl.constexpr, PTX: tl.constexpr):
 
 
 NOT_SPECIALIZED = (
-    *("dloss_ptr", "pos_weight_ptr", "N", "C", "P", "pos_weight_stride"),
+    *("dloss_ptr", "pos_weight_ptr", "N", "C", "P", "W", "pos_weight_stride"),
     *("dlogits_stride_n", "dlogits_stride_c", "dlogits_stride_p"),
     *("dloss_stride_k", "dloss_stride_n", "dloss_stride_c"),
     *("logits_stride_n", "logits_stride_c", "logits_stride_p"),
@@ -63,6 +49,7 @@ def _gradient_kernel(
     N,
     C,
     P,
+    W,  # (sample, class) pairs that the forward launch walked at a time
     # strides
     dlogits_stride_n,
     dlogits_stride_c,
@@ -83,8 +70,9 @@ def _gradient_kernel(
     TERMS: tl.constexpr,
     SUMS: tl.constexpr,
     BATCH: tl.constexpr,
-    VALID: tl.constexpr,
+    VALID_KIND: tl.constexpr,
     HAS_IGNORE: tl.constexpr,
+    HARD: tl.constexpr,
     UNIT: tl.constexpr,
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -92,29 +80,25 @@ def _gradient_kernel(
     PTX: tl.constexpr,
 ):
     TILE: tl.constexpr = ROWS * WIDTH
-    pid = tl.program_id(0)
+    PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
+    # The forward launch's order backwards: what it read last is still in the L2 cache.
     tiles = tl.cdiv(P, TILE)
-    start = pid % tiles * TILE
-    n = pid // tiles // C
-    c = pid // tiles % C
+    back = N * C * tiles - 1 - tl.program_id(0)
+    wave = back // (W * tiles)
+    rest = back - wave * (W * tiles)
+    width = tl.minimum(W, N * C - wave * W)
+    start = rest // width * TILE
+    pair = wave * W + rest % width
+    n = pair // C
+    c = pair % C
 
-    dlogits_base = n.to(tl.int64) * dlogits_stride_n + c.to(tl.int64) * dlogits_stride_c
-    logits_base = n.to(tl.int64) * logits_stride_n + c.to(tl.int64) * logits_stride_c
-    targets_base = n.to(tl.int64) * targets_stride_n + c.to(tl.int64) * targets_stride_c
-    valid_base = n.to(tl.int64) * valid_stride_n
-    if ALIGNED:
-        dlogits_base = tl.multiple_of(dlogits_base, 16)
-        logits_base = tl.multiple_of(logits_base, 16)
-        targets_base = tl.multiple_of(targets_base, 16)
-        if VALID == "pixel":
-            valid_base = tl.multiple_of(valid_base, 16)
-    dlogits_ptr += dlogits_base
-    logits_ptr += logits_base
-    targets_ptr += targets_base
+    dlogits_ptr += pixel_base(n, c, dlogits_stride_n, dlogits_stride_c, ALIGNED)
+    logits_ptr += pixel_base(n, c, logits_stride_n, logits_stride_c, ALIGNED)
+    targets_ptr += pixel_base(n, c, targets_stride_n, targets_stride_c, ALIGNED)
     annotated = True
-    if VALID != "none":
-        valid_ptr += valid_base
-    if VALID == "sample":
+    if VALID_KIND != "none":
+        valid_ptr += pixel_base(n, 0, valid_stride_n, 0, ALIGNED and PIXEL_VALID)
+    if VALID_KIND == "sample":
         annotated = tl.load(valid_ptr) != 0
 
     pos_weight = 1.0
@@ -123,7 +107,7 @@ def _gradient_kernel(
     params = (term_params[0], term_params[1], term_params[2], pos_weight, term_params[3])
 
     G = N * C
-    g = n * C + c
+    g = pair
     if BATCH:
         G = C
         g = c
@@ -143,19 +127,20 @@ def _gradient_kernel(
             x, t, live = read_pixels(
                 logits_ptr, targets_ptr, valid_ptr, start, P,
                 logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
-                ROWS, WIDTH, UNIT, VALID == "pixel", HAS_IGNORE, False,
+                ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
             )  # fmt: skip
-            dx = slope_of_terms(x, t, coefs, params, TERMS, PTX)
-            if (VALID == "pixel") or HAS_IGNORE:
+            dx = slope_of_terms(x, t, coefs, params, TERMS, HARD, PTX)
+            if PIXEL_VALID or HAS_IGNORE:
                 dx = tl.where(live, dx, 0.0)
             store_tile(dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, False)
         else:
             x, t, live = read_pixels(
                 logits_ptr, targets_ptr, valid_ptr, start, P,
                 logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
-                ROWS, WIDTH, UNIT, VALID == "pixel", HAS_IGNORE, True,
+                ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
             )  # fmt: skip
-            dx = tl.where(live, slope_of_terms(x, t, coefs, params, TERMS, PTX), 0.0)
+            dx = slope_of_terms(x, t, coefs, params, TERMS, HARD, PTX)
+            dx = tl.where(live, dx, 0.0)
             store_tile(dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, True)
     else:
         zero = tl.zeros([ROWS, WIDTH], tl.float32)

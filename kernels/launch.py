@@ -1,23 +1,27 @@
 """Launch plans: everything about a call that its shapes decide, worked out once and kept.
 
-A plan holds the grid, the run-time scalars and the handle of the compiled kernel, so that a call costs one launch and no
-look-up of specialisations.
+A plan holds the grid, the run-time scalars and the handle of the compiled kernel, so that a call
+costs one launch and no look-up of specialisations.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import triton
-from fastseg_losses.kernels import terms
-from fastseg_losses.kernels.finalize import NORMS
+
+from fastseg_losses.kernels import finalize, terms
 from fastseg_losses.kernels.gradient import _gradient_kernel
 from fastseg_losses.kernels.sums import _sums_forward_kernel
 from fastseg_losses.kernels.tiles import forward_tile, gradient_tile, programs_per_group
 
 INTERPRETED = not isinstance(_sums_forward_kernel, triton.JITFunction)
 
+# Where the sums of terms.SUMS and of terms.HARD_SUMS stand in a record; pointwise terms follow.
+SUM_COLUMNS = (0, 1, 2, 3, 4, 5)
+HARD_SUM_COLUMNS = (0, 1, 2, 3, 5)
+
 Strides = tuple[int, int, int]
-Launcher = Callable[[tuple, tuple, int | None], None]  # tensors, per-call numbers, stream
+Launcher = Callable[[Sequence[Any], Strides | tuple[()], int | None], None]
 
 
 class Layout(NamedTuple):
@@ -32,7 +36,7 @@ class Layout(NamedTuple):
     valid: tuple[int, int]  # n, p
     logits_bytes: int
     targets_bytes: int
-    binary_targets: bool
+    hard: bool  # integer or bool targets
     valid_kind: str  # "none", "sample", "pixel"
     pos_weight_stride: int
 
@@ -45,7 +49,7 @@ class Formula(NamedTuple):
     region_weights: tuple[float, ...]
     region_params: tuple[tuple[float, float, float, float], ...]  # alpha, beta, smooth, gamma
     logs: tuple[bool, ...]
-    term_params: tuple[float, float, float, float]  # alpha_neg, alpha_pos, gamma, label_smoothing
+    term_params: tuple[float, float, float, float]  # alpha_neg, alpha_pos, gamma, smoothing
     reduction: str
     batch: bool
     skip_absent: bool
@@ -64,31 +68,33 @@ class Plan:
 
     def __init__(self, layout: Layout, formula: Formula, device: Device) -> None:
         self.layout, self.formula, self.device = layout, formula, device
-        groups = layout.C if formula.batch else layout.N * layout.C
-        self.groups = groups
-        unit = layout.logits[2] == layout.targets[2] == layout.dlogits[2] == 1 and (
-            layout.valid_kind != "pixel" or layout.valid[1] == 1
-        )
-        rows = [*layout.logits[:2], *layout.targets[:2], *layout.dlogits[:2]]
+        pairs = layout.N * layout.C
+        self.groups = layout.C if formula.batch else pairs
+        strides = (layout.logits, layout.targets, layout.dlogits)
+        unit = all(at[2] == 1 for at in strides)
+        rows = [stride for at in strides for stride in at[:2]]
         if layout.valid_kind == "pixel":
+            unit = unit and layout.valid[1] == 1
             rows.append(layout.valid[0])
         aligned = all(stride % 16 == 0 for stride in rows)
         self._forward_tile = forward_tile(layout.logits_bytes, layout.targets_bytes, unit)
         self._gradient_tile = gradient_tile(layout.logits_bytes, layout.targets_bytes, unit)
-        self.splits = programs_per_group(
-            layout.N * layout.C, layout.P, self._forward_tile, device.multiprocessors
-        )
-        self.programs = layout.N * layout.C * self.splits
-        sums = len(terms.SUMS) + len(formula.points)
-        coefs = 2 + len(formula.points)
-        self.table_size = NORMS.value + coefs * groups
-        self.workspace_size = (sums + 5 + len(formula.logs)) * groups + (sums + 4) * self.programs
+        tile, multiprocessors = self._forward_tile, device.multiprocessors
+        self.splits = programs_per_group(pairs, layout.P, tile, multiprocessors)
+        self.programs = pairs * self.splits
+        self.wave = max(1, min(pairs, tile.programs * multiprocessors // self.splits))
+        self.table_size = finalize.NORMS.value + (2 + len(formula.points)) * self.groups
+        self.workspace_start = self.table_size + -self.table_size % 16  # records by cache line
+        records = self.groups + self.programs
+        self.scratch_size = self.workspace_start + finalize.RECORD.value * records
         per_group = (layout.C,) if formula.batch else (layout.N, layout.C)
-        self.loss_shape = {"none": per_group, "sums": (4, *per_group)}.get(formula.reduction, ())
+        shapes = {"none": per_group, "sums": (4, *per_group)}
+        self.loss_shape: tuple[int, ...] = shapes.get(formula.reduction, ())
         self._shared = {
             "BATCH": formula.batch,
-            "VALID": layout.valid_kind,
+            "VALID_KIND": layout.valid_kind,
             "HAS_IGNORE": formula.ignore_index is not None,
+            "HARD": layout.hard,
             "UNIT": unit,
             "ALIGNED": unit and aligned,
             "PTX": device.ptx,
@@ -96,14 +102,14 @@ class Plan:
         self._forward: Launcher | None = None
         self._backward: Launcher | None = None
 
-    def forward(self, tensors: tuple, stream: int | None) -> None:
-        """Launch on (loss, stats, table, workspace, counters, alarm, logits, targets, valid, class and pos weights)."""
+    def forward(self, tensors: Sequence[Any], stream: int | None) -> None:
+        """Launch on the kernel's tensors, in its order: loss to pos_weight."""
         if self._forward is None:
             self._forward = self.forward_launch().bind(tensors)
         self._forward(tensors, (), stream)
 
-    def backward(self, tensors: tuple, dloss_strides: Strides, stream: int | None) -> None:
-        """Launch on (dlogits, dloss, table, logits, targets, valid, pos weights)."""
+    def backward(self, tensors: Sequence[Any], dloss_strides: Strides, stream: int | None) -> None:
+        """Launch on the kernel's tensors, in its order: dlogits to pos_weight."""
         if self._backward is None:
             self._backward = self.backward_launch().bind((*tensors, *dloss_strides))
         self._backward(tensors, dloss_strides, stream)
@@ -111,18 +117,23 @@ class Plan:
     def forward_launch(self) -> "Launch":
         """The forward launch, without its tensors."""
         at, f, tile = self.layout, self.formula, self._forward_tile
+        sums, columns = terms.SUMS, SUM_COLUMNS
+        if at.hard:
+            sums, columns = terms.HARD_SUMS, HARD_SUM_COLUMNS
         scalars = (
             *(at.N, at.C, at.P, self.splits),
             *(*at.logits, *at.targets, *at.valid, at.pos_weight_stride),
+            self.workspace_start,
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             0.0 if f.ignore_index is None else f.ignore_index,
         )
+        first_point = finalize.FIRST_POINT.value
         constexprs = {
-            "TERMS": (*terms.SUMS, *(terms.POINTWISE[name] for name in f.points)),
+            "TERMS": (*sums, *(terms.POINTWISE[name] for name in f.points)),
+            "COLUMNS": (*columns, *(first_point + k for k in range(len(f.points)))),
             "LOGS": f.logs,
             "REDUCTION": f.reduction,
             "SKIP_ABSENT": f.skip_absent,
-            "BINARY_TARGETS": at.binary_targets,
             "ROWS": tile.rows,
             "WIDTH": tile.width,
             "STAGES": tile.stages,
@@ -134,13 +145,13 @@ class Plan:
         """The backward launch, without its tensors and the upstream gradient's strides."""
         at, f, tile = self.layout, self.formula, self._gradient_tile
         scalars = (
-            *(at.N, at.C, at.P, *at.dlogits),
-            *(*at.logits, *at.targets, *at.valid, at.pos_weight_stride),
+            *(at.N, at.C, at.P, self.wave),
+            *(*at.dlogits, *at.logits, *at.targets, *at.valid, at.pos_weight_stride),
             f.term_params,
             0.0 if f.ignore_index is None else f.ignore_index,
         )
         constexprs = {
-            "TERMS": (*terms.SUMS[:2], *(terms.POINTWISE[name] for name in f.points)),
+            "TERMS": (*terms.SLOPED_SUMS, *(terms.POINTWISE[name] for name in f.points)),
             "SUMS": f.reduction == "sums",
             "ROWS": tile.rows,
             "WIDTH": tile.width,
@@ -153,16 +164,18 @@ class Plan:
 class Launch(NamedTuple):
     """A kernel with everything but its tensors."""
 
-    kernel: triton.JITFunction
+    kernel: Any
     programs: int
-    scalars: tuple
-    constexprs: dict
+    scalars: tuple[Any, ...]
+    constexprs: dict[str, Any]
     num_warps: int
 
-    def bind(self, variables: tuple) -> Launcher:
+    def bind(self, variables: Sequence[Any]) -> Launcher:
         """Compile for these variables (tensors, then per-call numbers) and keep the handle.
 
-        Launching through the handle skips the look-up that `kernel[grid](...)` does at every call, 10 us of 20.
+        Launching through the handle skips the look-up that `kernel[grid](...)` does at every call,
+        10 us of 20. It takes addresses: for a tensor Triton asks the driver whether the device can
+        reach it, at every launch.
         """
         kernel, grid = self.kernel, (self.programs, 1, 1)
         if INTERPRETED:
@@ -170,10 +183,14 @@ class Launch(NamedTuple):
                 *tensors, *numbers, *self.scalars, **self.constexprs
             )
         # FP fusion explicitly: its default changes in Triton 3.10.
-        compiled = kernel.warmup(
-            *variables, *self.scalars, **self.constexprs, grid=grid, num_warps=self.num_warps, enable_fp_fusion=True
-        )
+        options = {"num_warps": self.num_warps, "enable_fp_fusion": True}
+        compiled = kernel.warmup(*variables, *self.scalars, **self.constexprs, grid=grid, **options)
         run = compiled[grid]
         names = kernel.arg_names[len(variables) + len(self.scalars) :]
         tail = (*self.scalars, *(self.constexprs[name] for name in names))
-        return lambda tensors, numbers, stream: run(*tensors, *numbers, *tail, stream=stream)
+
+        def launch(tensors: Sequence[Any], numbers: tuple[int, ...], stream: int | None) -> None:
+            addresses = [None if t is None else t.data_ptr() for t in tensors]
+            run(*addresses, *numbers, *tail, stream=stream)
+
+        return launch

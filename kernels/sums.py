@@ -3,65 +3,22 @@
 import triton
 import triton.language as tl
 
-from fastseg_losses.kernels.finalize import FIRST_POINT, MASS, NORMS, finish_group, finish_loss
+from fastseg_losses.kernels import finalize
+from fastseg_losses.kernels.finalize import finish_group, finish_loss
+from fastseg_losses.kernels.pixels import pixel_base, read_pixels
 from fastseg_losses.kernels.terms import sigmoid_pixel
 
-
-@triton.jit
-def tile_offsets(ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Pixels of a tile as [ROWS, WIDTH]: WIDTH neighbours a thread, so that a sum over them costs one register."""
-    return tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-
-
-@triton.jit
-def load_tile(
-    base_ptr, start, stride_p, inside, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, CHECK: tl.constexpr
-):
-    """One tile of a group's pixels from `start`; CHECK: only where `inside`."""
-    i = tile_offsets(ROWS, WIDTH)
-    if UNIT:
-        ptrs = base_ptr + start + i
-    else:
-        ptrs = base_ptr + start * stride_p.to(tl.int64) + i * stride_p
-    if CHECK:
-        return tl.load(ptrs, mask=inside, other=0)
-    else:
-        return tl.load(ptrs)
-
-
-@triton.jit
-def read_pixels(
-    logits_ptr,
-    targets_ptr,
-    valid_ptr,
-    start,
-    end,
-    logits_stride_p,
-    targets_stride_p,
-    valid_stride_p,
-    ignore_index,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    UNIT: tl.constexpr,
-    PIXEL_VALID: tl.constexpr,
-    HAS_IGNORE: tl.constexpr,
-    CHECK: tl.constexpr,
-):
-    """Logits and targets of a tile as float32 (0 where they do not count), and where they count."""
-    inside = start + tile_offsets(ROWS, WIDTH) < end
-    x = load_tile(logits_ptr, start, logits_stride_p, inside, ROWS, WIDTH, UNIT, CHECK).to(tl.float32)
-    t = load_tile(targets_ptr, start, targets_stride_p, inside, ROWS, WIDTH, UNIT, CHECK).to(tl.float32)
-    live = inside
-    if PIXEL_VALID:
-        flag = load_tile(valid_ptr, start, valid_stride_p, inside, ROWS, WIDTH, UNIT, CHECK)
-        live = live & (flag != 0)
-    if HAS_IGNORE:
-        live = live & (t != ignore_index)
-    if CHECK or PIXEL_VALID or HAS_IGNORE:
-        # where, not a product: an invalid pixel may hold NaN
-        x = tl.where(live, x, 0.0)
-        t = tl.where(live, t, 0.0)
-    return x, t, live
+RECORD = finalize.RECORD
+TARGET = finalize.TARGET
+ACTUAL = finalize.ACTUAL
+FIRST_POINT = finalize.FIRST_POINT
+MASS = finalize.MASS
+VALID = finalize.VALID
+LARGEST = finalize.LARGEST
+NONFINITE = finalize.NONFINITE
+BAD_TARGETS = finalize.BAD_TARGETS
+FIRST_REGION = finalize.FIRST_REGION
+NORMS = finalize.NORMS
 
 
 @triton.jit
@@ -75,11 +32,15 @@ def add_tile(
     TERMS: tl.constexpr,
     MASKED: tl.constexpr,
     COUNT: tl.constexpr,
-    BINARY_TARGETS: tl.constexpr,
+    LOWEST: tl.constexpr,
+    HARD: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """Add one tile to the sums, and widen the extremes (largest logit, smallest logit, target farthest from 0.5)."""
-    pixel = sigmoid_pixel(x, t, PTX)
+    """Add one tile to the sums; widen the extremes: largest logit, stray target, LOWEST: -smallest.
+
+    Each accumulator is [ROWS], one register a thread for all of WIDTH neighbours.
+    """
+    pixel = sigmoid_pixel(x, t, HARD, PTX)
     new = ()
     for k in tl.static_range(len(TERMS)):
         value, _ = TERMS[k](pixel, params, PTX)
@@ -88,23 +49,42 @@ def add_tile(
         new = new + (sums[k] + tl.sum(value, 1),)
     if COUNT:
         new = new + (sums[len(TERMS)] + tl.sum(tl.where(live, 1.0, 0.0), 1),)
-    largest, smallest, stray = extremes
+    largest, stray, lowest = extremes
+    # an invalid target was set to 0, which is as far from 0.5 as a good one may be
+    stray = tl.maximum(stray, tl.max(tl.abs(t - 0.5), 1))
+    if LOWEST:
+        low = tl.where(live, -x, float("-inf")) if MASKED else -x
+        lowest = tl.maximum(lowest, tl.max(low, 1))
     if MASKED:
-        largest = tl.maximum(largest, tl.max(tl.where(live, x, float("-inf")), 1))
-        smallest = tl.minimum(smallest, tl.min(tl.where(live, x, float("inf")), 1))
-    else:
-        largest = tl.maximum(largest, tl.max(x, 1))
-        smallest = tl.minimum(smallest, tl.min(x, 1))
-    if not BINARY_TARGETS:
-        # an invalid target was set to 0, which is as far from 0.5 as a good one may be
-        stray = tl.maximum(stray, tl.max(tl.abs(t - 0.5), 1))
-    return new, (largest, smallest, stray)
+        x = tl.where(live, x, float("-inf"))
+    return new, (tl.maximum(largest, tl.max(x, 1)), stray, lowest)
 
 
-# Sizes and strides change from call to call, and small tensors sit at any address: neither may start a compilation.
+@triton.jit
+def columns_sum(sums, COLUMNS: tl.constexpr, zero):
+    """The block-wide sums as one record: stacked and reduced together, one exchange for all."""
+    stacked = ()
+    for column in tl.static_range(RECORD):
+        value = zero
+        for k in tl.static_range(len(COLUMNS)):
+            if COLUMNS[k] == column:
+                value = sums[k]
+        stacked = stacked + (value,)
+    # join adds the last dimension, so the first one joined is the most significant bit
+    for level in tl.static_range(4):
+        half: tl.constexpr = RECORD // 2 // 2**level
+        joined = ()
+        for k in tl.static_range(half):
+            joined = joined + (tl.join(stacked[k], stacked[k + half]),)
+        stacked = joined
+    return tl.reshape(tl.sum(stacked[0], 0), [RECORD])
+
+
+# Sizes and strides change from call to call, and small tensors sit at any address: neither may
+# start a compilation.
 NOT_SPECIALIZED = (
     *("loss_ptr", "stats_ptr", "counters_ptr", "alarm_ptr", "class_weights_ptr", "pos_weight_ptr"),
-    *("N", "C", "P", "S", "pos_weight_stride"),
+    *("N", "C", "P", "S", "pos_weight_stride", "workspace_start"),
     *("logits_stride_n", "logits_stride_c", "logits_stride_p"),
     *("targets_stride_n", "targets_stride_c", "targets_stride_p"),
     *("valid_stride_n", "valid_stride_p"),
@@ -141,6 +121,7 @@ def _sums_forward_kernel(
     valid_stride_n,
     valid_stride_p,
     pos_weight_stride,  # 0 for one value, 1 for one a class
+    workspace_start,  # behind workspace_ptr: the table may come first in the same tensor
     # scalars
     term_params,  # alpha_neg, alpha_pos, gamma, label_smoothing
     point_weights,
@@ -149,13 +130,14 @@ def _sums_forward_kernel(
     ignore_index,
     # constexprs
     TERMS: tl.constexpr,
+    COLUMNS: tl.constexpr,  # of the terms' sums in a record
     LOGS: tl.constexpr,
     REDUCTION: tl.constexpr,
     BATCH: tl.constexpr,
     SKIP_ABSENT: tl.constexpr,
-    VALID: tl.constexpr,  # "none", "sample", "pixel"
+    VALID_KIND: tl.constexpr,  # "none", "sample", "pixel"
     HAS_IGNORE: tl.constexpr,
-    BINARY_TARGETS: tl.constexpr,  # bool targets: nothing to check
+    HARD: tl.constexpr,  # integer or bool targets: 0 or 1
     UNIT: tl.constexpr,
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -163,109 +145,108 @@ def _sums_forward_kernel(
     STAGES: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    K: tl.constexpr = len(TERMS)
-    NUM_POINT: tl.constexpr = len(TERMS) - FIRST_POINT
     NUM_REGION: tl.constexpr = len(LOGS)
+    NUM_POINT: tl.constexpr = len(TERMS) - (5 if HARD else 6)
     TILE: tl.constexpr = ROWS * WIDTH
-    COUNT: tl.constexpr = (VALID == "pixel") or HAS_IGNORE
+    PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
+    COUNT: tl.constexpr = PIXEL_VALID or HAS_IGNORE
+    # -inf leaves no trace in the region sums, but it makes every pointwise sum inf or NaN
+    LOWEST: tl.constexpr = NUM_POINT == 0
     pid = tl.program_id(0)
     s = pid % S
     n = pid // S // C
     c = pid // S % C
 
-    logits_base = n.to(tl.int64) * logits_stride_n + c.to(tl.int64) * logits_stride_c
-    targets_base = n.to(tl.int64) * targets_stride_n + c.to(tl.int64) * targets_stride_c
-    valid_base = n.to(tl.int64) * valid_stride_n
-    if ALIGNED:
-        logits_base = tl.multiple_of(logits_base, 16)
-        targets_base = tl.multiple_of(targets_base, 16)
-        if VALID == "pixel":
-            valid_base = tl.multiple_of(valid_base, 16)
-    logits_ptr += logits_base
-    targets_ptr += targets_base
-    if VALID != "none":
-        valid_ptr += valid_base
-
-    chunk = tl.cdiv(tl.cdiv(P, S), TILE) * TILE
-    begin = tl.multiple_of(s * chunk, 16)
-    end = tl.minimum(begin + chunk, P)
-    if VALID == "sample":
+    logits_ptr += pixel_base(n, c, logits_stride_n, logits_stride_c, ALIGNED)
+    targets_ptr += pixel_base(n, c, targets_stride_n, targets_stride_c, ALIGNED)
+    if VALID_KIND != "none":
+        valid_ptr += pixel_base(n, 0, valid_stride_n, 0, ALIGNED and PIXEL_VALID)
+    size = P
+    if VALID_KIND == "sample":
         if tl.load(valid_ptr) == 0:
-            end = begin  # not annotated: nothing of the sample is read
-    full = begin + tl.maximum(end - begin, 0) // TILE * TILE
-
+            size = 0  # not annotated: nothing of the sample is read
     pos_weight = 1.0
     if pos_weight_ptr is not None:
         pos_weight = tl.load(pos_weight_ptr + c * pos_weight_stride)
     params = (term_params[0], term_params[1], term_params[2], pos_weight, term_params[3])
 
+    zero = tl.zeros([ROWS], tl.float32)
     sums = ()
-    for k in tl.static_range(K + (1 if COUNT else 0)):
-        sums = sums + (tl.zeros([ROWS], tl.float32),)
-    extremes = (
-        tl.full([ROWS], float("-inf"), tl.float32),
-        tl.full([ROWS], float("inf"), tl.float32),
-        tl.zeros([ROWS], tl.float32),
-    )
-    # The odd tile first: every result of the loop then has one use, which Triton 3.6's thread-locality pass asserts.
-    if full < end:
+    for k in tl.static_range(len(TERMS) + (1 if COUNT else 0)):
+        sums = sums + (zero,)
+    bottom = tl.full([ROWS], float("-inf"), tl.float32)
+    extremes = (bottom, zero, bottom)
+    # Tiles are dealt out in turn, so that all programs move through their groups together and what
+    # the last of them read is still in the L2 cache when the backward kernel starts there.
+    full = size // TILE
+    # The odd tile first: every result of the loop then has one use, as Triton 3.6's
+    # thread-locality pass asserts.
+    odd_tile = (full * TILE < size) & (full % S == s)
+    if odd_tile:
         x, t, live = read_pixels(
-            logits_ptr, targets_ptr, valid_ptr, full, end,
+            logits_ptr, targets_ptr, valid_ptr, full * TILE, size,
             logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
-            ROWS, WIDTH, UNIT, VALID == "pixel", HAS_IGNORE, True,
-        )  # fmt: skip
-        sums, extremes = add_tile(sums, extremes, x, t, live, params, TERMS, True, COUNT, BINARY_TARGETS, PTX)
-    for start in tl.range(begin, full, TILE, num_stages=STAGES):
-        x, t, live = read_pixels(
-            logits_ptr, targets_ptr, valid_ptr, start, end,
-            logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
-            ROWS, WIDTH, UNIT, VALID == "pixel", HAS_IGNORE, False,
+            ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
         )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, COUNT, COUNT, BINARY_TARGETS, PTX
+            sums, extremes, x, t, live, params, TERMS, True, COUNT, LOWEST, HARD, PTX
+        )
+    for tile in tl.range(s, full, S, num_stages=STAGES):
+        x, t, live = read_pixels(
+            logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
+            logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
+            ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
+        )  # fmt: skip
+        sums, extremes = add_tile(
+            sums, extremes, x, t, live, params, TERMS, COUNT, COUNT, LOWEST, HARD, PTX
         )
 
-    largest = tl.max(extremes[0])
-    smallest = tl.min(extremes[1])
-    stray = tl.max(extremes[2])
-    nonfinite = 0.0
-    bad_targets = 0.0
-    totals = ()
-    for k in tl.static_range(K + (1 if COUNT else 0)):
-        totals = totals + (tl.sum(sums[k]),)
-    # fmax drops NaN; the sum of probabilities does not. Only then are the pixels looked at one by one.
-    odd = (largest == float("inf")) | (smallest == float("-inf")) | (totals[MASS] != totals[MASS])
+    columns: tl.constexpr = COLUMNS + (VALID,) if COUNT else COLUMNS
+    record = columns_sum(sums, columns, zero)
+    peaks = tl.max(tl.join(tl.join(extremes[0], extremes[2]), tl.join(extremes[1], bottom)), 0)
+    at = tl.arange(0, 2)[:, None] + 2 * tl.arange(0, 2)[None, :]  # of extremes[0], [1], [2]
+    largest = tl.max(tl.where(at == 0, peaks, float("-inf")))
+    stray = tl.max(tl.where(at == 2, peaks, float("-inf")))
+
+    column = tl.arange(0, RECORD)
+    witness: tl.constexpr = MASS if LOWEST else FIRST_POINT
+    seen = tl.sum(tl.where(column == witness, record, 0.0))
+    nonfinite = tl.zeros((), tl.float32)
+    bad_targets = tl.zeros((), tl.float32)
+    # max drops NaN, the sums do not. Only if something is wrong is each pixel looked at.
+    odd = (largest == float("inf")) | ((seen - seen) != 0.0)
+    if LOWEST:
+        odd = odd | (tl.max(tl.where(at == 1, peaks, float("-inf"))) == float("inf"))
     if odd | (stray > 0.501):
-        for start in range(begin, end, TILE):
+        for tile in range(s, tl.cdiv(size, TILE), S):
             x, t, live = read_pixels(
-                logits_ptr, targets_ptr, valid_ptr, start, end,
+                logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
                 logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
-                ROWS, WIDTH, UNIT, VALID == "pixel", HAS_IGNORE, True,
+                ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
             )  # fmt: skip
             nonfinite += tl.sum(tl.sum(tl.where(tl.abs(x) < float("inf"), 0.0, 1.0), 1))
             bad_targets += tl.sum(tl.sum(tl.where(tl.abs(t - 0.5) > 0.501, 1.0, 0.0), 1))
+    if not COUNT:
+        tiles = tl.maximum(full - s + S - 1, 0) // S
+        count = tiles * TILE + tl.where(odd_tile, size - full * TILE, 0)
+        record = tl.where(column == VALID, count.to(tl.float32), record)
+    if HARD:
+        target = tl.sum(tl.where(column == TARGET, record, 0.0))
+        record = tl.where(column == ACTUAL, target, record)
+    record = tl.where(column == LARGEST, largest, record)
+    record = tl.where(column == NONFINITE, nonfinite, record)
+    record = tl.where(column == BAD_TARGETS, bad_targets, record)
+    # as in PyTorch: an infinite logit makes the cross-entropy NaN (inf - inf), whatever its target
+    pointwise = (column >= FIRST_POINT) & (column < FIRST_POINT + NUM_POINT)
+    poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
+    record = tl.where(pointwise, record + poison, record)
 
-    total_rows = N * C * S
     G = N * C
     if BATCH:
         G = C
-    coefs_ptr = table_ptr + NORMS
-    groups_ptr = workspace_ptr
-    partials_ptr = groups_ptr + (K + 5 + NUM_REGION) * G
-    for k in tl.static_range(K):
-        total = totals[k]
-        if k >= FIRST_POINT:
-            # as in PyTorch: an infinite logit makes the cross-entropy NaN (inf - inf), even where its target agrees
-            total = tl.where(nonfinite > 0.0, float("nan"), total)
-        tl.store(partials_ptr + k * total_rows + pid, total)
-    if COUNT:
-        valid_count = totals[K]
-    else:
-        valid_count = tl.maximum(end - begin, 0).to(tl.float32)
-    tl.store(partials_ptr + K * total_rows + pid, valid_count)
-    tl.store(partials_ptr + (K + 1) * total_rows + pid, largest)
-    tl.store(partials_ptr + (K + 2) * total_rows + pid, nonfinite)
-    tl.store(partials_ptr + (K + 3) * total_rows + pid, bad_targets)
+    groups_ptr = workspace_ptr + workspace_start
+    partials_ptr = groups_ptr + G * RECORD
+    tl.store(partials_ptr + pid * RECORD + column, record)
 
     # ---- the last program of a group finishes it, the last group finishes the loss
     if BATCH:
@@ -286,8 +267,9 @@ def _sums_forward_kernel(
         if class_weights_ptr is not None:
             weight = tl.load(class_weights_ptr + c)
         finish_group(
-            loss_ptr, coefs_ptr, groups_ptr, partials_ptr, weight, g, G, rows, S, jump, first, total_rows,
-            point_weights, region_weights, region_params, NUM_POINT, LOGS, REDUCTION, SKIP_ABSENT,
+            loss_ptr, table_ptr + NORMS, groups_ptr, partials_ptr, weight,
+            g, G, rows, first, S, jump, point_weights, region_weights, region_params,
+            NUM_POINT, LOGS, REDUCTION, SKIP_ABSENT,
         )  # fmt: skip
         tl.store(counters_ptr + 1 + g, 0)
         tl.debug_barrier()
@@ -295,7 +277,7 @@ def _sums_forward_kernel(
         if finished == G - 1:
             tl.debug_barrier()
             finish_loss(
-                loss_ptr, stats_ptr, table_ptr, alarm_ptr, groups_ptr, class_weights_ptr, C, G,
-                point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION,
+                loss_ptr, stats_ptr, table_ptr, alarm_ptr, groups_ptr, class_weights_ptr,
+                C, G, point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION,
             )  # fmt: skip
             tl.store(counters_ptr, 0)

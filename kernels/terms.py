@@ -1,16 +1,19 @@
 """Per-pixel terms: each term's value and its derivative with respect to the logit, side by side.
 
-A term is a device function `term(pixel, params) -> (value, slope)`. The forward kernel adds up the values of the terms it is
-given, the backward kernel adds `coefficient * slope`; whatever a kernel does not use of a term, the compiler removes. So a new
-per-pixel term is one function here (and its name in `spec.py`, its formula in `reference.py`).
+A term is a device function `term(pixel, params, PTX) -> (value, slope)`. The forward kernel adds up
+the values of the terms it is given, the backward kernel adds `coefficient * slope`; whatever a
+kernel does not use of a term, the compiler removes. So a new per-pixel term is one function here
+(and its name in `spec.py`, its formula in `reference.py`).
 
-`pixel` is what `sigmoid_pixel` returns; everything in it comes from one exponential, one reciprocal and one logarithm:
+`pixel` is what `sigmoid_pixel` returns, all from one exponential, one reciprocal and one logarithm:
 
-    x       logit                       t      target in [0, 1]
-    p       sigmoid(x)                  p_not  1 - p, accurate where p rounds to 1
-    dp      p * (1 - p) = dp/dx         soft   log(1 + exp(-|x|)), the softplus part of the cross-entropy
+    x       logit                        t      target in [0, 1]
+    p       sigmoid(x)                   p_not  1 - p, accurate where p rounds to 1
+    dp      p (1 - p) = dp/dx            error  p - t
+    miss    1 - p_t = p + t - 2 p t      tilt   (1 - 2 t) miss
+    soft    log(1 + exp(-|x|)), the softplus part of the cross-entropy
 
-`params` holds the run-time hyper-parameters `(alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing)`.
+`params` holds the hyper-parameters `(alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing)`.
 """
 
 import triton
@@ -60,8 +63,11 @@ def reciprocal(x, PTX: tl.constexpr):
 
 
 @triton.jit
-def sigmoid_pixel(x, t, PTX: tl.constexpr):
-    """The quantities of one pixel that the terms are written in (see the module's docstring)."""
+def sigmoid_pixel(x, t, HARD: tl.constexpr, PTX: tl.constexpr):
+    """The quantities of one pixel that the terms are written in (see the module's docstring).
+
+    HARD: targets are exactly 0 or 1, which makes `miss` |p - t| and `tilt` p - t, for free.
+    """
     e = exp2(tl.abs(x) * (-LOG2E), PTX)
     u = 1.0 + e
     r = reciprocal(u, PTX)
@@ -69,9 +75,17 @@ def sigmoid_pixel(x, t, PTX: tl.constexpr):
     positive = x >= 0
     p = tl.where(positive, r, s)
     p_not = tl.where(positive, s, r)
-    # log(u) alone loses what 1 + e rounds away: at |x| = 15 a fifth of the value, beyond 17 all of it.
+    error = p - t
+    if HARD:
+        miss = tl.abs(error)
+        tilt = error
+    else:
+        turn = 1.0 - 2.0 * t
+        miss = t + p * turn
+        tilt = turn * miss
+    # log(u) alone loses what 1 + e rounds away: at |x| = 15 a fifth of it, beyond 17 all.
     soft = log2(u, PTX) * LN2 + (e - (u - 1.0))
-    return x, t, p, p_not, s * r, soft
+    return x, t, p, p_not, s * r, error, miss, tilt, soft
 
 
 # ---- region sums
@@ -80,14 +94,14 @@ def sigmoid_pixel(x, t, PTX: tl.constexpr):
 @triton.jit
 def overlap(pixel, params, PTX: tl.constexpr):
     """I = sum p t."""
-    x, t, p, p_not, dp, soft = pixel
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
     return p * t, dp * t
 
 
 @triton.jit
 def mass(pixel, params, PTX: tl.constexpr):
     """P = sum p."""
-    x, t, p, p_not, dp, soft = pixel
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
     return p, dp
 
 
@@ -97,29 +111,36 @@ def mass(pixel, params, PTX: tl.constexpr):
 @triton.jit
 def target(pixel, params, PTX: tl.constexpr):
     """T = sum t."""
-    x, t, p, p_not, dp, soft = pixel
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
     return t, 0.0
 
 
 @triton.jit
 def predicted(pixel, params, PTX: tl.constexpr):
     """Number of pixels with p > 0.5."""
-    x, t, p, p_not, dp, soft = pixel
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
     return tl.where(x > 0, 1.0, 0.0), 0.0
 
 
 @triton.jit
 def actual(pixel, params, PTX: tl.constexpr):
-    """Number of pixels with t > 0.5."""
-    x, t, p, p_not, dp, soft = pixel
+    """Number of pixels with t > 0.5; the same as `target` where targets are hard."""
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
     return tl.where(t > 0.5, 1.0, 0.0), 0.0
 
 
 @triton.jit
 def hit(pixel, params, PTX: tl.constexpr):
     """Number of pixels with p > 0.5 and t > 0.5."""
-    x, t, p, p_not, dp, soft = pixel
-    return tl.where((x > 0) & (t > 0.5), 1.0, 0.0), 0.0
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
+    return tl.where(x > 0, 1.0, 0.0) * tl.where(t > 0.5, 1.0, 0.0), 0.0
+
+
+@triton.jit
+def hard_hit(pixel, params, PTX: tl.constexpr):
+    """Number of pixels with p > 0.5 and t > 0.5, for hard targets: one instruction."""
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
+    return tl.where(x > 0, 1.0, 0.0) * t, 0.0
 
 
 # ---- pointwise losses
@@ -128,14 +149,14 @@ def hit(pixel, params, PTX: tl.constexpr):
 @triton.jit
 def bce(pixel, params, PTX: tl.constexpr):
     """Binary cross-entropy, softplus(x) - x t."""
-    x, t, p, p_not, dp, soft = pixel
-    return tl.maximum(x, 0.0) - x * t + soft, p - t
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
+    return tl.maximum(x, 0.0) - x * t + soft, error
 
 
 @triton.jit
 def weighted_bce(pixel, params, PTX: tl.constexpr):
-    """Binary cross-entropy with label smoothing, then pos_weight w: (1-t) x + (1 + (w-1) t) softplus(-x)."""
-    x, t, p, p_not, dp, soft = pixel
+    """Cross-entropy, smoothed, with pos_weight w: (1-t) x + (1 + (w-1) t) softplus(-x)."""
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
     alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing = params
     t = t + label_smoothing * (0.5 - t)
     weight = 1.0 + (pos_weight - 1.0) * t
@@ -143,38 +164,39 @@ def weighted_bce(pixel, params, PTX: tl.constexpr):
 
 
 @triton.jit
-def _focal(pixel, alpha_t, power, power_slope):
-    """alpha_t q**gamma bce with q = 1 - p_t; `power` is q**gamma, `power_slope` its derivative gamma q**(gamma-1)."""
-    x, t, p, p_not, dp, soft = pixel
-    bce = tl.maximum(x, 0.0) - x * t + soft
-    return alpha_t * power * bce, alpha_t * (power_slope * (1.0 - 2.0 * t) * dp * bce + power * (p - t))
-
-
-@triton.jit
 def focal(pixel, params, PTX: tl.constexpr):
-    """Focal loss for any gamma >= 0 (Lin et al. 2017, eq. 5).
+    """Focal loss for any gamma >= 0 (Lin et al. 2017, eq. 5): alpha_t q**gamma bce, q = 1 - p_t.
 
-    The floor keeps q**(gamma-1) finite for gamma < 1 at saturated logits, where dp is smaller still.
+    The floor keeps q**(gamma-1) finite for gamma < 1 at saturated logits, where dp is smaller
+    still; so q must not round to 0 before dp does, which |p - t| would.
     """
-    x, t, p, p_not, dp, soft = pixel
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
     alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing = params
+    alpha_t = alpha_neg + t * (alpha_pos - alpha_neg)
+    bce = tl.maximum(x, 0.0) - x * t + soft
     q = tl.maximum(t * p_not + (1.0 - t) * p, 1e-30)
     power = exp2(gamma * log2(q, PTX), PTX)
     power_slope = gamma * power * reciprocal(q, PTX)
-    return _focal(pixel, alpha_neg + t * (alpha_pos - alpha_neg), power, power_slope)
+    return alpha_t * power * bce, alpha_t * (
+        power_slope * (1.0 - 2.0 * t) * dp * bce + power * error
+    )
 
 
 @triton.jit
 def focal_squared(pixel, params, PTX: tl.constexpr):
-    """Focal loss at gamma = 2, the usual value: no power function (two special functions a pixel fewer)."""
-    x, t, p, p_not, dp, soft = pixel
+    """Focal loss at gamma = 2, the usual value: without a power, two special functions fewer."""
+    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
     alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing = params
-    q = t * p_not + (1.0 - t) * p
-    return _focal(pixel, alpha_neg + t * (alpha_pos - alpha_neg), q * q, 2.0 * q)
+    alpha_t = alpha_neg + t * (alpha_pos - alpha_neg)
+    bce = tl.maximum(x, 0.0) - x * t + soft
+    square = miss * miss
+    return alpha_t * (square * bce), alpha_t * (2.0 * (dp * bce) * tilt + square * error)
 
 
-# Sums that every forward launch takes, in the order of the partial rows; the pointwise terms follow.
+# Sums that every forward launch takes; the pointwise terms follow. finalize.py has their columns.
 SUMS = (overlap, mass, target, predicted, actual, hit)
+HARD_SUMS = (overlap, mass, target, predicted, hard_hit)
+SLOPED_SUMS = (overlap, mass)
 POINTWISE = {
     "bce": bce,
     "weighted_bce": weighted_bce,

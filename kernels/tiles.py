@@ -1,10 +1,10 @@
-"""Tile sizes and program counts: pure functions of the problem, with the measurements behind them."""
+"""Tile sizes and program counts: pure functions of the problem, and what was measured."""
 
 from typing import NamedTuple
 
 
 class ForwardTile(NamedTuple):
-    """Tile of the sums kernel: rows x width pixels, warps a program, loads in flight, programs a multiprocessor."""
+    """Tile of the sums kernel: rows x width pixels, pipeline stages, programs a multiprocessor."""
 
     rows: int
     width: int
@@ -22,7 +22,7 @@ class GradientTile(NamedTuple):
 
 
 def forward_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> ForwardTile:
-    """Tile of the forward kernel for the given element sizes; `unit`: pixels lie next to each other."""
+    """Tile of the forward kernel; `unit`: pixels lie next to each other."""
     if not unit:
         return ForwardTile(rows=256, width=1, num_warps=8, stages=1, programs=4)
     if logits_bytes == 4:
@@ -40,7 +40,7 @@ def gradient_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> Gradient
 
 
 def programs_per_group(groups: int, pixels: int, tile: ForwardTile, multiprocessors: int) -> int:
-    """How many programs share one group's pixels: the device filled once over, and no program without a tile."""
+    """How many programs share a group's pixels: the device filled once, none without a tile."""
     wanted = -(-tile.programs * multiprocessors // groups)
     tiles = -(-pixels // (tile.rows * tile.width))
     return max(1, min(wanted, tiles))

@@ -1,4 +1,4 @@
-"""Where the kernels run: on the GPU when there is one, else through Triton's interpreter on the CPU."""
+"""Where the kernels run: on the GPU if there is one, else interpreted on the CPU."""
 
 import os
 

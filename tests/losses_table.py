@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fastseg_losses import get_loss_function
-from fastseg_losses.losses import SegmentationLoss
+from fastseg_losses.base import SegmentationLoss
 
 
 class Row(NamedTuple):

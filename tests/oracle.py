@@ -1,11 +1,11 @@
-"""How a fused result is judged: against float64, and against what PyTorch itself makes of the same inputs."""
+"""How a fused result is judged: against float64, and against PyTorch on the same inputs."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastseg_losses.losses import SegmentationLoss
+from fastseg_losses.base import SegmentationLoss
 
 
 class Result(NamedTuple):
@@ -39,10 +39,14 @@ def rms_error(value: Tensor, exact: Tensor) -> float:
 
 def assert_no_worse(ours: Tensor, peer: Tensor, exact: Tensor, tolerance: float, what: str) -> None:
     """Our error is at most that of PyTorch in the same dtype plus a small tolerance."""
-    assert ours.shape == exact.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(exact.shape)}"
+    assert ours.shape == exact.shape, (
+        f"{what}: shape {tuple(ours.shape)}, expected {tuple(exact.shape)}"
+    )
     assert torch.isfinite(ours).all() or not torch.isfinite(exact).all(), f"{what}: not finite"
     mine, theirs = rms_error(ours, exact), rms_error(peer, exact)
-    assert mine <= theirs + tolerance, f"{what}: error {mine:.2e}, PyTorch's {theirs:.2e} + {tolerance:.0e}"
+    assert mine <= theirs + tolerance, (
+        f"{what}: error {mine:.2e}, PyTorch's {theirs:.2e} + {tolerance:.0e}"
+    )
 
 
 # Accumulation order and 2-ulp exponentials; one rounding of the stored gradient for the half types.
@@ -50,7 +54,8 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
 def check_against_float64(build, logits, targets, valid=None) -> Result:
-    """Compare the fused loss, gradient and statistics with the reference in float64 and in the same dtype.
+    """Compare the fused loss, gradient and statistics with the reference in float64 and in the same
+    dtype.
 
     Args:
         build: called as build(backend=...), gives the criterion.

@@ -1,4 +1,4 @@
-"""The fused path against the reference: through the interpreter without a GPU, on the device with one."""
+"""The fused path against the reference, interpreted or on the device (conftest.py)."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from losses_table import ALL, DEFAULTS, ids
 from oracle import check_against_float64, run
 
-from fastseg_losses import BCELoss, CombinedSegmentationLoss, DiceLoss, ops
+from fastseg_losses import BCELoss, CombinedSegmentationLoss, DiceLoss, backends, ops
 
 TARGETS = {
     "bool": lambda r: r < 0.3,
@@ -39,23 +39,39 @@ def test_every_loss_against_float64(row, dtype, device):
 @pytest.mark.parametrize("kind", TARGETS)
 def test_every_target_dtype(kind, device):
     logits, targets = draw((2, 3, 16, 17), device, targets=kind)
-    check_against_float64(lambda **k: CombinedSegmentationLoss(mode="multilabel", **k), logits, targets)
+    check_against_float64(
+        lambda **k: CombinedSegmentationLoss(mode="multilabel", **k), logits, targets
+    )
 
 
-SHAPES = [(1, 1), (5, 1), (3, 1, 1), (2, 1, 1024), (2, 1, 1025), (1, 1, 4099), (2, 3, 7, 5, 3), (4, 2, 64, 32)]
+SHAPES = [
+    (1, 1),
+    (5, 1),
+    (3, 1, 1),
+    (2, 1, 1024),
+    (2, 1, 1025),
+    (1, 1, 4099),
+    (2, 3, 7, 5, 3),
+    (4, 2, 64, 32),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_odd_shapes(shape, device):
     logits, targets = draw(shape, device)
-    check_against_float64(lambda **k: CombinedSegmentationLoss(mode="multilabel", **k), logits, targets)
+    check_against_float64(
+        lambda **k: CombinedSegmentationLoss(mode="multilabel", **k), logits, targets
+    )
 
 
 def test_binary_without_channel(device):
     logits, targets = draw((3, 19, 23), device)
     ours = check_against_float64(CombinedSegmentationLoss, logits, targets)
     with_channel = run(
-        CombinedSegmentationLoss(backend="triton"), logits[:, None], targets[:, None], dloss=torch.tensor(1.0)
+        CombinedSegmentationLoss(backend="triton"),
+        logits[:, None],
+        targets[:, None],
+        dloss=torch.tensor(1.0),
     )
     assert torch.equal(ours.loss, with_channel.loss)
 
@@ -63,7 +79,9 @@ def test_binary_without_channel(device):
 LAYOUTS = {
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "sliced": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-    "cropped": lambda x: torch.nn.functional.pad(x, (3, 3, 2, 2))[..., 2:-2, 3:-3],  # rows apart: copied
+    "cropped": lambda x: torch.nn.functional.pad(x, (3, 3, 2, 2))[
+        ..., 2:-2, 3:-3
+    ],  # rows apart: copied
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),  # columns first: copied
     "batch-last": lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
     "unaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
@@ -97,7 +115,11 @@ def test_reductions_weights_and_masks(row, reduction, device):
         (sample, targets, {}),
         (pixel, targets, {"class_weights": [1.0, 2.0, 0.0, 0.5]}),
         (sample, ignoring, {"ignore_index": 255, "absent": "skip"}),
-        (None, ignoring.to(torch.int16), {"ignore_index": 255, "class_weights": [1.0, 2.0, 3.0, 4.0]}),
+        (
+            None,
+            ignoring.to(torch.int16),
+            {"ignore_index": 255, "class_weights": [1.0, 2.0, 3.0, 4.0]},
+        ),
     ):
         check_against_float64(
             lambda e=extra, **k: row.build(mode="multilabel", reduction=reduction, **e, **k),
@@ -117,7 +139,12 @@ def test_batch(row, reduction, device):
     for absent in ("keep", "skip"):
         check_against_float64(
             lambda a=absent, **k: row.build(
-                mode="multilabel", batch=True, reduction=reduction, absent=a, class_weights=[1.0, 2.0, 3.0, 0.5], **k
+                mode="multilabel",
+                batch=True,
+                reduction=reduction,
+                absent=a,
+                class_weights=[1.0, 2.0, 3.0, 0.5],
+                **k,
             ),
             logits,
             targets,
@@ -128,12 +155,16 @@ def test_batch(row, reduction, device):
 def test_many_groups_and_many_programs(device):
     """More groups than are read at once, and one group over many programs."""
     logits, targets = draw((50, 7, 5, 5), device)
-    check_against_float64(lambda **k: CombinedSegmentationLoss(mode="multilabel", **k), logits, targets)
+    check_against_float64(
+        lambda **k: CombinedSegmentationLoss(mode="multilabel", **k), logits, targets
+    )
     logits, targets = draw((2, 1, 60_000), device)
     plan_programs = []
     criterion = CombinedSegmentationLoss(backend="triton")
     criterion(logits, targets)
-    plan_programs = [plan.splits for plan in ops._PLANS.values() if plan and plan.layout.P == 60_000]
+    plan_programs = [
+        plan.splits for plan in ops._PLANS.values() if plan and plan.layout.P == 60_000
+    ]
     assert plan_programs and max(plan_programs) > 1
     check_against_float64(CombinedSegmentationLoss, logits, targets)
 
@@ -143,7 +174,9 @@ def test_many_groups_and_many_programs(device):
 def test_saturated_logits_are_finite(value, gamma, device):
     logits = torch.full((2, 1, 8, 8), value, device=device)
     targets = (torch.rand(2, 1, 8, 8, device=device) < 0.5).to(torch.uint8)
-    criterion = CombinedSegmentationLoss(focal_gamma=gamma, iou_weight=1.0, tversky_weight=1.0, backend="triton")
+    criterion = CombinedSegmentationLoss(
+        focal_gamma=gamma, iou_weight=1.0, tversky_weight=1.0, backend="triton"
+    )
     result = run(criterion, logits, targets)
     assert torch.isfinite(result.loss) and torch.isfinite(result.dlogits).all()
 
@@ -155,7 +188,9 @@ def test_confident_pixels_keep_their_relative_accuracy(device):
     exact = torch.nn.functional.softplus(-logits.double())
     for k in range(0, 512, 64):
         part = logits.flatten()[k : k + 64].reshape(1, 1, 8, 8)
-        loss = BCELoss(reduction="sum", backend="triton")(part, targets.flatten()[k : k + 64].reshape(part.shape))
+        loss = BCELoss(reduction="sum", backend="triton")(
+            part, targets.flatten()[k : k + 64].reshape(part.shape)
+        )
         assert abs(float(loss) / float(exact.flatten()[k : k + 64].sum()) - 1) < 2e-3
 
 
@@ -181,7 +216,10 @@ def test_invalid_pixels_may_hold_anything(device):
     dirty = torch.where(mask[:, None], logits, float("nan"))
     for row in DEFAULTS:
         criterion = row.build(backend="triton")
-        clean_result, dirty_result = run(criterion, logits, targets, mask), run(criterion, dirty, targets, mask)
+        clean_result, dirty_result = (
+            run(criterion, logits, targets, mask),
+            run(criterion, dirty, targets, mask),
+        )
         assert torch.equal(clean_result.loss, dirty_result.loss)
         assert torch.equal(clean_result.dlogits, dirty_result.dlogits)
         assert (dirty_result.dlogits[~mask[:, None]] == 0).all()
@@ -192,7 +230,9 @@ def test_nothing_valid_is_zero_with_a_live_graph(reduction, device):
     logits, targets = draw((2, 1, 16, 24), device)
     for row in DEFAULTS:
         for valid in (torch.zeros(2, dtype=torch.bool), torch.zeros(2, 16, 24, dtype=torch.bool)):
-            result = run(row.build(reduction=reduction, backend="triton"), logits, targets, valid.to(device))
+            result = run(
+                row.build(reduction=reduction, backend="triton"), logits, targets, valid.to(device)
+            )
             assert (result.loss == 0).all() and (result.dlogits == 0).all()
             assert (result.stats == 0).all()
 
@@ -262,7 +302,9 @@ def test_same_inputs_same_bits(device):
     criterion = CombinedSegmentationLoss(iou_weight=0.1, backend="triton")
     first = run(criterion, logits, targets)
     for _ in range(5):
-        assert all(torch.equal(a, b) for a, b in zip(first, run(criterion, logits, targets), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(first, run(criterion, logits, targets), strict=True)
+        )
 
 
 def test_stats_out_is_written_in_place(device):
@@ -312,11 +354,11 @@ def test_compiled_fullgraph_equals_eager(backend, device):
 
 def test_backend_choice(device):
     logits, targets = draw((2, 1, 4, 4), torch.device("cpu"))
-    assert not ops._takes_triton("auto", logits)  # CPU tensors: plain PyTorch
+    assert not backends.takes_triton("auto", logits)  # CPU tensors: plain PyTorch
     with pytest.raises(TypeError, match="float64"):
         CombinedSegmentationLoss(backend="triton")(logits.double(), targets)
     if device.type == "cuda":
-        assert ops._takes_triton("auto", logits.cuda())
+        assert backends.takes_triton("auto", logits.cuda())
         with pytest.raises(RuntimeError, match="not on cpu"):
             CombinedSegmentationLoss(backend="triton")(logits, targets)
 
@@ -325,7 +367,7 @@ def test_an_old_triton_is_named(monkeypatch):
     import triton
 
     monkeypatch.setattr(triton, "__version__", "3.1.0")
-    assert "3.1.0 is older than 3.4" in ops._find_trouble("cuda", 0)
+    assert "3.1.0 is older than 3.4" in backends.find_trouble("cuda", 0)
 
 
 def test_plans_are_kept_and_bounded(monkeypatch, device):

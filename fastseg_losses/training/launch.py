@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastseg_losses
-from fastseg_losses.losses import SegmentationLoss, get_loss_function
+from fastseg_losses.base import SegmentationLoss
+from fastseg_losses.losses import get_loss_function
 from fastseg_losses.training.audit import Census, take_census
 from fastseg_losses.training.config import (
     EXIT_BAD_INPUT,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fastseg_losses.losses import SegmentationLoss
+from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.stats import SegmentationSnapshot, decode
 from fastseg_losses.training.checkpoint import first_nonfinite
 from fastseg_losses.training.config import (

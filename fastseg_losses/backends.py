@@ -1,0 +1,87 @@
+"""Which backend serves a call: the kernels where they can run, plain PyTorch elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "triton", "torch")
+MIN_TRITON = (3, 4)
+MIN_CAPABILITY = (8, 0)  # the oldest NVIDIA generation the kernels are compiled for in the tests
+
+_TROUBLES: dict[tuple[str, int | None], str] = {}
+
+
+def takes_triton(backend: str, logits: Tensor) -> bool:
+    """Whether the kernels serve this call.
+
+    Args:
+        backend: one of `BACKENDS`.
+        logits: the call's logits.
+
+    Raises:
+        TypeError: backend="triton" with float64 logits.
+        RuntimeError: backend="triton" where the kernels cannot run; the message says why.
+    """
+    if backend == "torch" or not isinstance(logits, Tensor) or logits.numel() == 0:
+        return False  # an empty batch is 0 with a live graph; there is nothing to launch
+    if backend == "auto":
+        if not logits.is_cuda or logits.dtype == torch.float64:
+            return False
+        trouble = _trouble(logits.device.type, logits.device.index)
+        if trouble:
+            _warn_once(trouble)
+        return not trouble
+    if logits.dtype == torch.float64:
+        raise TypeError(
+            "logits: backend='triton' computes in float32; use backend='torch' for float64"
+        )
+    trouble = _trouble(logits.device.type, logits.device.index)
+    if trouble:
+        raise RuntimeError(f"backend='triton': {trouble}; use backend='torch' or 'auto'")
+    return True
+
+
+def find_trouble(device_type: str, index: int | None) -> str:
+    """Why the kernels cannot run on a device; empty when they can."""
+    try:
+        triton = importlib.import_module("triton")
+        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+        interpreted = version >= MIN_TRITON and triton.knobs.runtime.interpret
+    except Exception as error:  # a broken Triton fails in many ways; say which
+        return f"Triton could not be imported ({type(error).__name__}: {error})"
+    if version < MIN_TRITON:
+        return f"Triton {triton.__version__} is older than {'.'.join(map(str, MIN_TRITON))}"
+    if interpreted:
+        on_cpu = device_type == "cpu"
+        return "" if on_cpu else "TRITON_INTERPRET=1 runs the kernels on CPU tensors only"
+    if device_type != "cuda":
+        return (
+            f"the kernels run on CUDA tensors, not on {device_type} "
+            "(TRITON_INTERPRET=1 for tests on the CPU)"
+        )
+    if torch.version.hip is None:
+        found = torch.cuda.get_device_capability(index)
+        if found < MIN_CAPABILITY:
+            least = ".".join(map(str, MIN_CAPABILITY))
+            return f"the GPU's compute capability {found[0]}.{found[1]} is under {least}"
+    return ""
+
+
+@torch.compiler.assume_constant_result
+def _trouble(device_type: str, index: int | None) -> str:
+    # A dict and not lru_cache, which torch.compile would trace into, with a warning.
+    if (device_type, index) not in _TROUBLES:
+        _TROUBLES[device_type, index] = find_trouble(device_type, index)
+    return _TROUBLES[device_type, index]
+
+
+@torch.compiler.disable
+@cache
+def _warn_once(trouble: str) -> None:
+    message = f"fastseg_losses falls back to plain PyTorch: {trouble}"
+    warnings.warn(message, RuntimeWarning, stacklevel=5)

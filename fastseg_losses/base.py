@@ -1,0 +1,153 @@
+"""What all losses share: the common arguments, the buffers, the call and its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastseg_losses import spec as specs
+from fastseg_losses.backends import BACKENDS
+from fastseg_losses.functional import segmentation_loss
+from fastseg_losses.spec import LossSpec, PointTerm, RegionTerm
+from fastseg_losses.stats import SegmentationStats, stats_size
+
+Weights = Sequence[float] | Tensor | float | None
+
+
+class SegmentationLoss(nn.Module):
+    """What all losses share: the arguments, the buffers and the call. Not for use by itself.
+
+    Args:
+        points: the pointwise terms.
+        regions: the region terms.
+        mode: "binary" (one class, logits (N, 1, *spatial) or (N, *spatial)) or "multilabel" (C
+            independent classes).
+        reduction: "mean", "sum" or "none" ((N, C); (C,) with batch=True).
+        ignore_index: target value whose pixels count for nothing, or None.
+        class_weights: (C,) weights of the classes, or None.
+        include_background: multiclass only.
+        batch: True takes one region score per class over the whole batch, False one per sample and
+            class.
+        absent: "skip" leaves a class that a group's target lacks out of the region mean, "keep"
+            counts it.
+        activation: None or "sigmoid".
+        upsample: None (losses from low-resolution logits are not available yet).
+        backend: "auto" (Triton on CUDA tensors where it runs, else torch), "triton" or "torch".
+        pos_weight: weight of the positive class in the BCE term, a scalar or (C,), or None.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument outside its range.
+        NotImplementedError: mode="multiclass" or upsample.
+    """
+
+    class_weights: Tensor | None
+    pos_weight: Tensor | None
+
+    def __init__(
+        self,
+        points: Sequence[PointTerm],
+        regions: Sequence[RegionTerm],
+        *,
+        mode: str = "binary",
+        reduction: str = "mean",
+        ignore_index: int | None = None,
+        class_weights: Weights = None,
+        include_background: bool = True,
+        batch: bool = False,
+        absent: str = "keep",
+        activation: str | None = None,
+        upsample: str | None = None,
+        backend: str = "auto",
+        pos_weight: Weights = None,
+    ) -> None:
+        super().__init__()
+        self.spec: LossSpec = specs.make_spec(
+            points,
+            regions,
+            mode=mode,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            include_background=include_background,
+            batch=batch,
+            absent=absent,
+            activation=activation,
+            upsample=upsample,
+        )
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
+            )
+        self.backend = backend
+        self.register_buffer(
+            "class_weights", _vector("class_weights", class_weights), persistent=False
+        )
+        self.register_buffer("pos_weight", _vector("pos_weight", pos_weight), persistent=False)
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the terms, as in `SegmentationStats.terms`."""
+        return self.spec.term_names
+
+    @property
+    def stats_size(self) -> int:
+        """Number of float32 elements of one statistics row (`stats_out`)."""
+        return stats_size(self.spec.term_names)
+
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        valid: Tensor | None = None,
+        return_stats: bool = False,
+        *,
+        stats_out: Tensor | None = None,
+    ) -> Any:
+        """Compute the loss, and the statistics when asked.
+
+        Args:
+            logits: (N, C, *spatial) float32, float16, bfloat16 or float64, before the sigmoid; in
+                binary mode (N, *spatial) too.
+            targets: the logits' shape; bool, integer or floating in [0, 1], read without a cast.
+            valid: bool (N,): whole samples; or (N, *spatial) / (N, 1, *spatial): pixels. None: all
+                are valid.
+            return_stats: also return a `SegmentationStats` from the same launch.
+            stats_out: float32 (stats_size,) contiguous device tensor into which the statistics are
+                written, a row of a ring, say.
+
+        Returns:
+            The loss, float32 (float64 for float64 logits); with return_stats, the pair (loss,
+            stats).
+
+        Raises:
+            TypeError: a tensor of the wrong type or dtype.
+            ValueError: shapes, devices or target values that do not fit.
+        """
+        inputs = (logits, targets, valid, self.class_weights, self.pos_weight)
+        loss, row = segmentation_loss(
+            self.spec, inputs, backend=self.backend, want_stats=return_stats, stats_out=stats_out
+        )
+        if not return_stats:
+            return loss
+        assert row is not None  # it was asked for
+        return loss, SegmentationStats(row, self.spec.term_names)
+
+    def extra_repr(self) -> str:
+        """The spec's fields that matter, for `print(criterion)`."""
+        terms = ", ".join(f"{t.weight:g} {t.name}" for t in self.spec.terms)
+        spec = self.spec
+        return (
+            f"{terms}; mode={spec.mode!r}, reduction={spec.reduction!r}, backend={self.backend!r}"
+        )
+
+
+def _vector(name: str, values: Weights) -> Tensor | None:
+    if values is None:
+        return None
+    vector = torch.as_tensor(values, dtype=torch.float32).detach().clone().reshape(-1)
+    if vector.numel() == 0 or not bool(torch.isfinite(vector).all()) or bool((vector < 0).any()):
+        raise ValueError(f"{name}: expected finite numbers of at least 0, got {values!r}")
+    return vector
