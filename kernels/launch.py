@@ -12,7 +12,13 @@ import triton
 from fastseg_losses.kernels import finalize, terms
 from fastseg_losses.kernels.gradient import _gradient_kernel
 from fastseg_losses.kernels.sums import _sums_forward_kernel
-from fastseg_losses.kernels.tiles import forward_tile, gradient_tile, programs_per_group
+from fastseg_losses.kernels.tiles import (
+    ForwardTile,
+    GradientTile,
+    forward_tile,
+    gradient_tile,
+    programs_per_group,
+)
 
 INTERPRETED = not isinstance(_sums_forward_kernel, triton.JITFunction)
 
@@ -64,9 +70,16 @@ class Device(NamedTuple):
 
 
 class Plan:
-    """One formula at one layout on one device."""
+    """One formula at one layout on one device; tiles.py chooses the tiles that are not given."""
 
-    def __init__(self, layout: Layout, formula: Formula, device: Device) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        formula: Formula,
+        device: Device,
+        forward: ForwardTile | None = None,
+        gradient: GradientTile | None = None,
+    ) -> None:
         self.layout, self.formula, self.device = layout, formula, device
         pairs = layout.N * layout.C
         self.groups = layout.C if formula.batch else pairs
@@ -77,8 +90,9 @@ class Plan:
             unit = unit and layout.valid[1] == 1
             rows.append(layout.valid[0])
         aligned = all(stride % 16 == 0 for stride in rows)
-        self._forward_tile = forward_tile(layout.logits_bytes, layout.targets_bytes, unit)
-        self._gradient_tile = gradient_tile(layout.logits_bytes, layout.targets_bytes, unit)
+        kinds = (layout.logits_bytes, layout.targets_bytes, unit)
+        self._forward_tile = forward or forward_tile(*kinds)
+        self._gradient_tile = gradient or gradient_tile(*kinds)
         tile, multiprocessors = self._forward_tile, device.multiprocessors
         self.splits = programs_per_group(pairs, layout.P, tile, multiprocessors)
         self.programs = pairs * self.splits
@@ -127,10 +141,12 @@ class Plan:
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             0.0 if f.ignore_index is None else f.ignore_index,
         )
-        first_point = finalize.FIRST_POINT.value
+        columns += tuple(finalize.FIRST_POINT.value + k for k in range(len(f.points)))
+        if at.valid_kind == "pixel" or f.ignore_index is not None:
+            columns += (finalize.VALID.value,)
         constexprs = {
             "TERMS": (*sums, *(terms.POINTWISE[name] for name in f.points)),
-            "COLUMNS": (*columns, *(first_point + k for k in range(len(f.points)))),
+            "COLUMNS": columns,
             "LOGS": f.logs,
             "REDUCTION": f.reduction,
             "SKIP_ABSENT": f.skip_absent,
@@ -139,7 +155,7 @@ class Plan:
             "STAGES": tile.stages,
             **self._shared,
         }
-        return Launch(_sums_forward_kernel, self.programs, scalars, constexprs, tile.num_warps)
+        return Launch(_sums_forward_kernel, self.programs, scalars, constexprs, self._options(tile))
 
     def backward_launch(self) -> "Launch":
         """The backward launch, without its tensors and the upstream gradient's strides."""
@@ -158,7 +174,14 @@ class Plan:
             **self._shared,
         }
         programs = at.N * at.C * -(-at.P // (tile.rows * tile.width))
-        return Launch(_gradient_kernel, programs, scalars, constexprs, tile.num_warps)
+        return Launch(_gradient_kernel, programs, scalars, constexprs, self._options(tile))
+
+    def _options(self, tile: ForwardTile | GradientTile) -> dict[str, Any]:
+        # FP fusion explicitly: its default changes in Triton 3.10.
+        options: dict[str, Any] = {"num_warps": tile.num_warps, "enable_fp_fusion": True}
+        if self.device.ptx:  # AMD's backend has no such option
+            options["maxnreg"] = tile.registers
+        return options
 
 
 class Launch(NamedTuple):
@@ -168,7 +191,7 @@ class Launch(NamedTuple):
     programs: int
     scalars: tuple[Any, ...]
     constexprs: dict[str, Any]
-    num_warps: int
+    options: dict[str, Any]
 
     def bind(self, variables: Sequence[Any]) -> Launcher:
         """Compile for these variables (tensors, then per-call numbers) and keep the handle.
@@ -182,9 +205,9 @@ class Launch(NamedTuple):
             return lambda tensors, numbers, stream: kernel[grid](
                 *tensors, *numbers, *self.scalars, **self.constexprs
             )
-        # FP fusion explicitly: its default changes in Triton 3.10.
-        options = {"num_warps": self.num_warps, "enable_fp_fusion": True}
-        compiled = kernel.warmup(*variables, *self.scalars, **self.constexprs, grid=grid, **options)
+        compiled = kernel.warmup(
+            *variables, *self.scalars, **self.constexprs, grid=grid, **self.options
+        )
         run = compiled[grid]
         names = kernel.arg_names[len(variables) + len(self.scalars) :]
         tail = (*self.scalars, *(self.constexprs[name] for name in names))

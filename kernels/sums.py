@@ -61,6 +61,15 @@ def add_tile(
 
 
 @triton.jit
+def join_halves(values):
+    """Join each value of the first half with its partner; what is joined first counts most."""
+    joined = ()
+    for k in tl.static_range(len(values) // 2):
+        joined = joined + (tl.join(values[k], values[k + len(values) // 2]),)
+    return joined
+
+
+@triton.jit
 def columns_sum(sums, COLUMNS: tl.constexpr, zero):
     """The block-wide sums as one record: stacked and reduced together, one exchange for all."""
     stacked = ()
@@ -70,13 +79,7 @@ def columns_sum(sums, COLUMNS: tl.constexpr, zero):
             if COLUMNS[k] == column:
                 value = sums[k]
         stacked = stacked + (value,)
-    # join adds the last dimension, so the first one joined is the most significant bit
-    for level in tl.static_range(4):
-        half: tl.constexpr = RECORD // 2 // 2**level
-        joined = ()
-        for k in tl.static_range(half):
-            joined = joined + (tl.join(stacked[k], stacked[k + half]),)
-        stacked = joined
+    stacked = join_halves(join_halves(join_halves(join_halves(stacked))))
     return tl.reshape(tl.sum(stacked[0], 0), [RECORD])
 
 
@@ -130,7 +133,7 @@ def _sums_forward_kernel(
     ignore_index,
     # constexprs
     TERMS: tl.constexpr,
-    COLUMNS: tl.constexpr,  # of the terms' sums in a record
+    COLUMNS: tl.constexpr,  # of the terms' sums in a record, and of the count of live pixels
     LOGS: tl.constexpr,
     REDUCTION: tl.constexpr,
     BATCH: tl.constexpr,
@@ -201,8 +204,7 @@ def _sums_forward_kernel(
             sums, extremes, x, t, live, params, TERMS, COUNT, COUNT, LOWEST, HARD, PTX
         )
 
-    columns: tl.constexpr = COLUMNS + (VALID,) if COUNT else COLUMNS
-    record = columns_sum(sums, columns, zero)
+    record = columns_sum(sums, COLUMNS, zero)
     peaks = tl.max(tl.join(tl.join(extremes[0], extremes[2]), tl.join(extremes[1], bottom)), 0)
     at = tl.arange(0, 2)[:, None] + 2 * tl.arange(0, 2)[None, :]  # of extremes[0], [1], [2]
     largest = tl.max(tl.where(at == 0, peaks, float("-inf")))

@@ -11,32 +11,34 @@ class ForwardTile(NamedTuple):
     num_warps: int
     stages: int
     programs: int
+    registers: int  # at most, a thread; so that as many programs fit as are launched
 
 
 class GradientTile(NamedTuple):
-    """Tile of the gradient kernel."""
+    """Tile of the gradient kernel: rows x width pixels."""
 
     rows: int
     width: int
     num_warps: int
+    registers: int
 
 
 def forward_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> ForwardTile:
     """Tile of the forward kernel; `unit`: pixels lie next to each other."""
     if not unit:
-        return ForwardTile(rows=256, width=1, num_warps=8, stages=1, programs=4)
+        return ForwardTile(rows=256, width=1, num_warps=8, stages=1, programs=4, registers=64)
     if logits_bytes == 4:
-        return ForwardTile(rows=256, width=4, num_warps=8, stages=3, programs=4)
-    return ForwardTile(rows=256, width=8, num_warps=8, stages=2, programs=4)
+        return ForwardTile(rows=256, width=4, num_warps=8, stages=3, programs=4, registers=64)
+    return ForwardTile(rows=256, width=8, num_warps=8, stages=2, programs=4, registers=64)
 
 
 def gradient_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> GradientTile:
     """Tile of the backward kernel for the given element sizes."""
     if not unit:
-        return GradientTile(rows=256, width=1, num_warps=8)
+        return GradientTile(rows=256, width=1, num_warps=8, registers=64)
     if logits_bytes == 4:
-        return GradientTile(rows=256, width=4, num_warps=8)
-    return GradientTile(rows=128, width=8, num_warps=4)
+        return GradientTile(rows=512, width=4, num_warps=8, registers=64)
+    return GradientTile(rows=256, width=8, num_warps=4, registers=128)
 
 
 def programs_per_group(groups: int, pixels: int, tile: ForwardTile, multiprocessors: int) -> int:

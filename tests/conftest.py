@@ -11,12 +11,13 @@ if not torch.cuda.is_available():
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
     skip = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
-        if "gpu" in item.keywords:
+        if torch.cuda.is_available() and "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)  # here it runs on the device: `-m gpu` wants it too
+        elif "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(skip)
 
 

@@ -1,0 +1,149 @@
+"""Every kernel builds for GPUs that are not there: NVIDIA sm_80, sm_90, sm_100; AMD gfx942."""
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastseg_losses.kernels import launch
+
+pytestmark = pytest.mark.compile_only
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+POINTERS = {
+    **{"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "float64": "*fp64"},
+    **{"uint8": "*u8", "bool": "*i1", "int64": "*i64"},
+}
+BYTES = {
+    **{"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8},
+    **{"uint8": 1, "bool": 1, "int64": 8},
+}
+REGIONS = {"dice": (0.5, 0.5, 0.5, 1.0), "tversky": (0.3, 0.7, 1.0, 0.75)}
+
+
+def make_plan(logits, targets, *, ptx, points=("bce", "focal_squared"), **options):
+    """A plan of 4 samples of 2 classes; options replace its layout's and formula's fields."""
+    N, C, P = 4, 2, 1 << 14
+    strides = options.pop("strides", (C * P, P, 1))
+    layout = launch.Layout(
+        *(N, C, P, strides, strides, strides),
+        valid=options.pop("valid", (0, 0)),
+        logits_bytes=BYTES[logits],
+        targets_bytes=BYTES[targets],
+        hard="float" not in targets,
+        valid_kind=options.pop("valid_kind", "none"),
+        pos_weight_stride=0,
+    )
+    formula = launch.Formula(
+        points=points,
+        point_weights=(0.4, 0.2)[: len(points)],
+        region_weights=(0.4, 0.1),
+        region_params=tuple(REGIONS.values()),
+        logs=(False, True),
+        term_params=(0.75, 0.25, 1.5, 0.1),
+        **{
+            "reduction": "mean",
+            "batch": False,
+            "skip_absent": False,
+            "ignore_index": None,
+            **options,
+        },
+    )
+    return launch.Plan(layout, formula, launch.Device(132, ptx))
+
+
+def type_of(value):
+    if isinstance(value, tuple):
+        return tuple(type_of(v) for v in value)
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def build(plan_launch, pointers, target):
+    """Compile a launch as the device would, without one."""
+    kernel = plan_launch.kernel
+    numbers = iter(plan_launch.scalars)
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in plan_launch.constexprs or (name in pointers and pointers[name] is None):
+            signature[name] = "constexpr"
+            constants[(i,)] = plan_launch.constexprs.get(name)
+        elif name in pointers:
+            signature[name] = pointers[name]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = type_of(next(numbers))
+    assert next(numbers, None) is None, "more numbers than the kernel takes"
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=plan_launch.options)
+
+
+def build_both(plan, logits, targets, target, *, valid=False, weights=False):
+    shared = {
+        "table_ptr": "*fp32",
+        "logits_ptr": POINTERS[logits],
+        "targets_ptr": POINTERS[targets],
+        "valid_ptr": "*i1" if valid else None,
+        "pos_weight_ptr": "*fp32" if weights else None,
+    }
+    forward = {
+        **shared,
+        **dict.fromkeys(("loss_ptr", "stats_ptr", "workspace_ptr"), "*fp32"),
+        **dict.fromkeys(("counters_ptr", "alarm_ptr"), "*i32"),
+        "class_weights_ptr": "*fp32" if weights else None,
+    }
+    strides = dict.fromkeys(("dloss_stride_k", "dloss_stride_n", "dloss_stride_c"), "i32")
+    backward = {**shared, **strides, "dlogits_ptr": POINTERS[logits], "dloss_ptr": "*fp32"}
+    kernels = (
+        build(plan.forward_launch(), forward, target),
+        build(plan.backward_launch(), backward, target),
+    )
+    binary = "cubin" if target.backend == "cuda" else "hsaco"
+    for kernel in kernels:
+        assert len(kernel.asm[binary]) > 1000
+    if target.backend == "cuda":
+        text = "".join(kernel.asm["ptx"] for kernel in kernels)
+        assert ("rcp.approx.ftz" in text) == plan.device.ptx
+    return kernels
+
+
+@pytest.mark.parametrize("targets", ["float32", "uint8"])
+@pytest.mark.parametrize("logits", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_dtype_builds(target, logits, targets):
+    plan = make_plan(logits, targets, ptx=target.startswith("sm"))
+    build_both(plan, logits, targets, TARGETS[target])
+
+
+VARIANTS = {
+    "valid-samples": {"valid_kind": "sample", "valid": (1, 0)},
+    "valid-pixels": {"valid_kind": "pixel", "valid": (1 << 14, 1)},
+    "ignore-none-weights": {"ignore_index": 255.0, "reduction": "none", "weights": True},
+    "batch-sum-skip": {"batch": True, "reduction": "sum", "skip_absent": True},
+    "region-sums": {"points": (), "reduction": "sums"},
+    "weighted-focal": {"points": ("weighted_bce", "focal"), "weights": True},
+    "channels-last": {"strides": (1 << 15, 1, 2)},
+    "bool-targets": {"targets": "bool"},
+    "int64-targets": {"targets": "int64"},
+    "float64-targets": {"targets": "float64"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_every_variant_builds(target, variant):
+    options = dict(VARIANTS[variant])
+    targets = options.pop("targets", "uint8")
+    weights = options.pop("weights", False)
+    plan = make_plan("bfloat16", targets, ptx=target.startswith("sm"), **options)
+    valid = plan.layout.valid_kind != "none"
+    build_both(plan, "bfloat16", targets, TARGETS[target], valid=valid, weights=weights)
+
+
+def test_the_portable_twin_builds_on_nvidia_too():
+    plan = make_plan("float32", "float32", ptx=False)
+    build_both(plan, "float32", "float32", TARGETS["sm_90"])

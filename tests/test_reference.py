@@ -1,0 +1,212 @@
+"""The specification, plain PyTorch in float64, against arithmetic, identities and peers."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from losses_table import ALL, ids
+from oracle import run
+from torch.testing import assert_close
+
+from fastseg_losses import (
+    BCELoss,
+    CombinedSegmentationLoss,
+    DiceLoss,
+    FocalLoss,
+    IoULoss,
+    TverskyLoss,
+    get_loss_function,
+)
+
+REDUCTIONS = ("mean", "sum", "none")
+by_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+by_row = pytest.mark.parametrize("row", ALL, ids=ids(ALL))
+
+
+def draw(shape, dtype=torch.float64):
+    return torch.randn(shape, dtype=dtype) * 3, (torch.rand(shape) < 0.4).to(torch.uint8)
+
+
+def allowed(row, reduction, batch) -> bool:
+    """Combined, "none" over the batch is a ValueError: tests/test_losses.py."""
+    return not (row.name == "combined" and reduction == "none" and batch)
+
+
+# ---- gradients
+
+
+def masked(targets):
+    """Every way to ignore pixels, as (targets, valid); the last sample is never valid."""
+    N, _, *spatial = targets.shape
+    samples = torch.arange(N) < N - 1
+    pixels = (torch.rand(N, *spatial) < 0.6) & samples.view(N, 1, 1)
+    live = (torch.rand(targets.shape) < 0.6) & samples.view(N, 1, 1, 1)
+    return (targets, None), (targets, samples), (targets, pixels), (targets.where(live, -1), None)
+
+
+@by_reduction
+@pytest.mark.parametrize(("mode", "C"), [("binary", 1), ("multilabel", 2)])
+@by_row
+def test_gradient_is_the_slope(row, mode, C, reduction):
+    shape = (3, C, 2, 3)
+    logits = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    targets = torch.where(torch.rand(shape) < 0.5, torch.rand(shape).round(), torch.rand(shape))
+    targets[0, 0] = 0  # a class absent from one group
+    shared = {"mode": mode, "reduction": reduction, "ignore_index": -1, "backend": "torch"}
+    for batch, absent in product((False, True), ("keep", "skip")):
+        if not allowed(row, reduction, batch):
+            continue
+        criterion = row.build(batch=batch, absent=absent, class_weights=[0.5, 2.0][:C], **shared)
+        for t, valid in masked(targets.double()):
+            torch.autograd.gradcheck(
+                lambda x, c=criterion, t=t, v=valid: c(x, t, v),
+                logits,
+                **{"atol": 1e-7, "rtol": 1e-5, "fast_mode": True, "check_undefined_grad": False},
+            )
+
+
+# ---- closed forms: p = 3/4, 1/4, 1/2, 3/4 against t = 1, 0, 1, 0
+
+log = math.log
+LOGITS = torch.tensor([log(3), -log(3), 0.0, log(3)], dtype=torch.float64).view(1, 1, 4)
+TARGETS = torch.tensor([1, 0, 1, 0]).view(1, 1, 4)
+I, P, T = 0.75 + 0.5, 0.75 + 0.25 + 0.5 + 0.75, 2  # noqa: E741
+FP, FN = P - I, T - I
+TVERSKY = (I + 1) / (I + 0.3 * FP + 0.7 * FN + 1)
+# -log p_t, 1 - p_t and alpha_t (at alpha = 1/4), pixel by pixel.
+BCE = [log(4 / 3), log(4 / 3), log(2), log(4)]
+MISS = [0.25, 0.25, 0.5, 0.75]
+ALPHA = [0.25, 0.75, 0.25, 0.75]
+
+CLOSED_FORMS = [
+    ("bce", {}, sum(BCE) / 4),
+    ("bce", {"pos_weight": 3.0}, (3 * log(4 / 3) + log(4 / 3) + 3 * log(2) + log(4)) / 4),
+    # t = 0.9, 0.1, 0.9, 0.1
+    (
+        "bce",
+        {"label_smoothing": 0.2},
+        (2 * (0.9 * log(4 / 3) + 0.1 * log(4)) + log(2) + 0.1 * log(4 / 3) + 0.9 * log(4)) / 4,
+    ),
+    ("dice", {}, 1 - (2 * I + 1) / (P + T + 1)),
+    ("dice", {"smooth": 0.0}, 1 - 2 * I / (P + T)),
+    ("dice", {"log_loss": True}, -log((2 * I + 1) / (P + T + 1))),
+    ("iou", {}, 1 - (I + 1) / (P + T - I + 1)),
+    ("iou", {"smooth": 0.0}, 1 - I / (P + T - I)),
+    ("iou", {"log_loss": True, "smooth": 2.0}, -log((I + 2) / (P + T - I + 2))),
+    ("tversky", {}, 1 - TVERSKY),
+    ("tversky", {"smooth": 0.0, "alpha": 0.9, "beta": 0.2}, 1 - I / (I + 0.9 * FP + 0.2 * FN)),
+    ("tversky", {"gamma": 0.75}, (1 - TVERSKY) ** 0.75),
+    ("tversky", {"log_loss": True}, -log(TVERSKY)),
+    ("tversky", {"log_loss": True, "gamma": 4 / 3}, (-log(TVERSKY)) ** (4 / 3)),
+    ("focal", {}, sum(a * m**2 * b for a, m, b in zip(ALPHA, MISS, BCE, strict=True)) / 4),
+    ("focal", {"gamma": 0.5}, sum(a * m**0.5 * b for a, m, b in zip(ALPHA, MISS, BCE)) / 4),  # noqa: B905
+    ("focal", {"alpha": None}, sum(m**2 * b for m, b in zip(MISS, BCE, strict=True)) / 4),
+    ("focal", {"alpha": 1.0, "gamma": 1.0}, (0.25 * log(4 / 3) + 0.5 * log(2)) / 4),
+    ("combined", {"focal_weight": 0.0}, 0.4 * sum(BCE) / 4 + 0.4 * (1 - (2 * I + 1) / (P + T + 1))),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "expected"), CLOSED_FORMS, ids=str)
+def test_closed_forms(name, arguments, expected):
+    loss = get_loss_function(name, backend="torch", **arguments)(LOGITS, TARGETS)
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
+
+
+def test_extremes_of_the_region_losses():
+    """p = 0 or 1 exactly; without smoothing an empty group scores 1, a false alarm on it 0."""
+    one, zero = torch.full((1, 1, 4), 1e4), torch.full((1, 1, 4), -1e4)
+    filled, empty = torch.ones(1, 1, 4), torch.zeros(1, 1, 4)
+    for name, smooth in product(("dice", "iou", "tversky"), (0.0, 1.0)):
+        criterion = get_loss_function(name, smooth=smooth, backend="torch")
+        assert criterion(one, filled) == criterion(zero, empty) == 0
+        in_log = get_loss_function(name, smooth=0.0, log_loss=True, backend="torch")
+        assert in_log(one, filled) == in_log(zero, empty) == 0
+        assert float(in_log(zero, filled)) == pytest.approx(-log(1e-7))  # floored
+    dice = DiceLoss(backend="torch")
+    assert float(dice(one, empty)) == pytest.approx(1 - 1 / 5)
+    assert float(dice(zero, filled)) == pytest.approx(1 - 1 / 5)
+    assert DiceLoss(smooth=0.0, backend="torch")(one, empty) == 1
+
+
+@pytest.mark.parametrize("pos_weight", [None, 2.5, [0.5, 2.0, 4.0]], ids=str)
+def test_bce_is_that_of_pytorch(pos_weight):
+    logits, targets = torch.randn(4, 3, 5, 7, dtype=torch.float64), torch.rand(4, 3, 5, 7).double()
+    weight = None if pos_weight is None else torch.tensor(pos_weight).view(-1, 1, 1)
+    for reduction in REDUCTIONS:
+        criterion = BCELoss(pos_weight, mode="multilabel", reduction=reduction, backend="torch")
+        ours = criterion(logits, targets)
+        peer = F.binary_cross_entropy_with_logits(
+            logits, targets, pos_weight=weight, reduction=reduction
+        )
+        assert_close(ours, peer if reduction != "none" else peer.mean((2, 3)))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.5])
+@pytest.mark.parametrize("alpha", [None, 0.0, 0.25, 1.0])
+def test_focal_is_that_of_torchvision(alpha, gamma):
+    logits, targets = torch.randn(3, 1, 5, 7, dtype=torch.float64), torch.rand(3, 1, 5, 7).double()
+    p = logits.sigmoid()
+    ce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    expected = ce * (1 - (p * targets + (1 - p) * (1 - targets))) ** gamma
+    if alpha is not None:
+        expected = (alpha * targets + (1 - alpha) * (1 - targets)) * expected
+    assert_close(FocalLoss(alpha, gamma, backend="torch")(logits, targets), expected.mean())
+
+
+# ---- identities
+
+
+@by_reduction
+def test_identities(reduction):
+    logits, targets = draw((3, 2, 5, 7))
+    soft = torch.rand(logits.shape, dtype=torch.float64)
+    shared = {"mode": "multilabel", "reduction": reduction, "backend": "torch"}
+    for s, log_loss in product((0.0, 1.0, 3.0), (False, True)):
+        half = TverskyLoss(0.5, 0.5, smooth=s / 2, log_loss=log_loss, **shared)
+        whole = TverskyLoss(1.0, 1.0, smooth=s, log_loss=log_loss, **shared)
+        for t in (targets, soft):
+            assert_close(half(logits, t), DiceLoss(s, log_loss, **shared)(logits, t))
+            assert_close(whole(logits, t), IoULoss(s, log_loss, **shared)(logits, t))
+    for t in (targets, soft):
+        bce = BCELoss(**shared)(logits, t)
+        assert_close(FocalLoss(None, 0.0, **shared)(logits, t), bce)
+        smoothed = t * (1 - 0.3) + 0.3 / 2
+        assert_close(
+            BCELoss(2.0, label_smoothing=0.3, **shared)(logits, t),
+            BCELoss(2.0, **shared)(logits, smoothed),
+        )
+
+
+@by_reduction
+@pytest.mark.parametrize("batch", [False, True])
+def test_combined_is_the_weighted_sum_of_its_terms(batch, reduction):
+    if batch and reduction == "none":
+        pytest.skip("a ValueError: tests/test_losses.py")
+    logits, targets = draw((3, 2, 5, 7))
+    valid = torch.rand(3, 5, 7) < 0.7
+    own = {
+        "bce": {"pos_weight": 2.0, "label_smoothing": 0.1},
+        "dice": {"smooth": 2.0, "log_loss": True},
+        "focal": {"alpha": 0.6, "gamma": 1.5},
+        "iou": {"smooth": 0.5, "log_loss": False},
+        "tversky": {"alpha": 0.2, "beta": 0.6, "smooth": 3.0, "gamma": 0.8, "log_loss": True},
+    }
+    weights = dict(zip(own, (0.1, 0.7, 1.3, 0.4, 2.0), strict=True))
+    shared = {"mode": "multilabel", "batch": batch, "class_weights": [1.0, 3.0]}
+    shared |= {"reduction": reduction, "backend": "torch"}
+    together = CombinedSegmentationLoss(
+        **{f"{name}_weight": weight for name, weight in weights.items()},
+        **{f"{name}_{key}": value for name in own for key, value in own[name].items()},
+        **shared,
+    )
+    expected = sum(
+        weights[name] * get_loss_function(name, **own[name], **shared)(logits, targets, valid)
+        for name in own
+    )
+    loss, stats = together(logits, targets, valid, return_stats=True)
+    assert_close(loss, expected)
+    for name in own:  # reported unweighted, as means
+        alone = get_loss_function(name, **own[name], **(shared | {"reduction": "mean"}))
+        assert_close(stats.terms[name], alone(logits, targets, valid).float())
