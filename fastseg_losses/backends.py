@@ -36,6 +36,10 @@ def takes_triton(backend: str, logits: Tensor) -> bool:
         if trouble:
             _warn_once(trouble)
         return not trouble
+    if backend != "triton":
+        raise ValueError(
+            f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
+        )
     if logits.dtype == torch.float64:
         raise TypeError(
             "logits: backend='triton' computes in float32; use backend='torch' for float64"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -83,9 +83,21 @@ class SegmentationLoss(nn.Module):
             )
         self.backend = backend
         self.register_buffer(
-            "class_weights", _vector("class_weights", class_weights), persistent=False
+            "class_weights", weight_vector("class_weights", class_weights), persistent=False
         )
-        self.register_buffer("pos_weight", _vector("pos_weight", pos_weight), persistent=False)
+        self.register_buffer(
+            "pos_weight", weight_vector("pos_weight", pos_weight), persistent=False
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move the weights with the module, but keep them float32: `model.half()` is for nets."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != torch.float32:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
 
     @property
     def term_names(self) -> tuple[str, ...]:
@@ -126,7 +138,8 @@ class SegmentationLoss(nn.Module):
             TypeError: a tensor of the wrong type or dtype.
             ValueError: shapes, devices or target values that do not fit.
         """
-        inputs = (logits, targets, valid, self.class_weights, self.pos_weight)
+        buffers = self._buffers  # plain attribute access goes through __getattr__, 0.5 us each
+        inputs = (logits, targets, valid, buffers["class_weights"], buffers["pos_weight"])
         loss, row = segmentation_loss(
             self.spec, inputs, backend=self.backend, want_stats=return_stats, stats_out=stats_out
         )
@@ -144,10 +157,25 @@ class SegmentationLoss(nn.Module):
         )
 
 
-def _vector(name: str, values: Weights) -> Tensor | None:
+def weight_vector(name: str, values: Weights) -> Tensor | None:
+    """Weights as a float32 vector of their own.
+
+    Raises:
+        TypeError: no number and no flat sequence of numbers.
+        ValueError: a number that is negative or not finite, or no number at all.
+    """
     if values is None:
         return None
-    vector = torch.as_tensor(values, dtype=torch.float32).detach().clone().reshape(-1)
+    expected = f"{name}: expected a number or a flat sequence of numbers"
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{expected}, got {values!r}")
+    try:
+        vector = torch.as_tensor(values, dtype=torch.float32).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{expected}, got {values!r}") from error
+    if vector.dim() > 1:
+        raise ValueError(f"{expected}, got shape {tuple(vector.shape)}")
+    vector = vector.reshape(-1)
     if vector.numel() == 0 or not bool(torch.isfinite(vector).all()) or bool((vector < 0).any()):
         raise ValueError(f"{name}: expected finite numbers of at least 0, got {values!r}")
     return vector

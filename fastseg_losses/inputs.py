@@ -53,7 +53,7 @@ def check_inputs(
         )
     sizes = _sizes(mode, logits)
     _check_targets_shape(mode, logits, targets)
-    _check_valid(logits, sizes, valid)
+    _check_valid(mode, logits, sizes, valid)
     for name, vector, lengths in (
         ("class_weights", class_weights, (sizes.C,)),
         ("pos_weight", pos_weight, (1, sizes.C)),
@@ -83,6 +83,11 @@ def _sizes(mode: str, logits: Tensor) -> Sizes:
             raise ValueError(
                 "logits: expected shape (N, 1, *spatial) or (N, *spatial), got a 0-d tensor"
             )
+        if len(shape) > 4 and shape[1] != 1:
+            raise ValueError(
+                "logits: expected (N, 1, *spatial) or (N, *spatial), at most 3-D space, in "
+                f"mode 'binary' ('multilabel' has C classes), got {shape}"
+            )
         return Sizes(shape[0], 1, _product(shape[1:]))  # (N, 1, *) and (N, *) hold the same pixels
     if len(shape) < 2:
         raise ValueError(f"logits: expected shape (N, C, *spatial) in mode {mode!r}, got {shape}")
@@ -90,22 +95,22 @@ def _sizes(mode: str, logits: Tensor) -> Sizes:
 
 
 def _check_targets_shape(mode: str, logits: Tensor, targets: Tensor) -> None:
-    if targets.shape == logits.shape:
+    expected, found = tuple(logits.shape), tuple(targets.shape)
+    if found == expected:
         return
-    if mode == "binary" and _without_channel(targets) == _without_channel(logits):
+    if mode == "binary" and _binary_forms(found) & _binary_forms(expected):
         return
     raise ValueError(
-        f"targets: expected the logits' shape {tuple(logits.shape)} in mode {mode!r}, "
-        f"got {tuple(targets.shape)}"
+        f"targets: expected the logits' shape {expected} in mode {mode!r}, got {found}"
     )
 
 
-def _without_channel(tensor: Tensor) -> tuple[int, ...]:
-    shape = tuple(tensor.shape)
-    return (shape[0], *shape[2:]) if len(shape) > 2 and shape[1] == 1 else shape
+def _binary_forms(shape: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """A shape as it stands, and without the channel if its second size may be one."""
+    return {shape, (shape[0], *shape[2:])} if len(shape) > 1 and shape[1] == 1 else {shape}
 
 
-def _check_valid(logits: Tensor, sizes: Sizes, valid: Tensor | None) -> None:
+def _check_valid(mode: str, logits: Tensor, sizes: Sizes, valid: Tensor | None) -> None:
     if valid is None:
         return
     if not isinstance(valid, Tensor):
@@ -114,16 +119,16 @@ def _check_valid(logits: Tensor, sizes: Sizes, valid: Tensor | None) -> None:
         raise TypeError(
             f"valid: expected dtype torch.bool (True where annotated), got {valid.dtype}"
         )
-    if tuple(valid.shape) == (sizes.N,):
-        return
-    spatial = tuple(logits.shape[2:])
-    allowed = {(sizes.N, *spatial), (sizes.N, 1, *spatial)}
-    if sizes.C == 1:
-        allowed |= {tuple(logits.shape), _without_channel(logits)}
-    if tuple(valid.shape) not in allowed:
+    found = tuple(valid.shape)
+    if mode == "binary":
+        pixels = _binary_forms(tuple(logits.shape))
+    else:
+        pixels = {(sizes.N, *logits.shape[2:])}
+    pixels |= {(shape[0], 1, *shape[1:]) for shape in pixels}
+    if found != (sizes.N,) and found not in pixels:
         raise ValueError(
-            f"valid: expected shape ({sizes.N},) for whole samples or {(sizes.N, *spatial)} for "
-            f"pixels, got {tuple(valid.shape)}"
+            f"valid: expected shape ({sizes.N},) for whole samples or {min(pixels, key=len)} for "
+            f"pixels, got {found}"
         )
 
 

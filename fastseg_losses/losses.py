@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastseg_losses import spec as specs
-from fastseg_losses.base import SegmentationLoss, Weights
+from fastseg_losses.base import SegmentationLoss, Weights, weight_vector
 
 
 class BCELoss(SegmentationLoss):
@@ -206,12 +206,12 @@ class CombinedSegmentationLoss(SegmentationLoss):
         if not any((bce, dice, focal, iou, tversky)):
             raise ValueError(f"{', '.join(weights)}: expected at least one above 0, got all 0")
         points = [
-            specs.bce_term(bce, bce_label_smoothing),
-            specs.focal_term(focal, focal_alpha, focal_gamma),
+            specs.bce_term(bce, bce_label_smoothing, prefix="bce_"),
+            specs.focal_term(focal, focal_alpha, focal_gamma, prefix="focal_"),
         ]
         regions = [
-            specs.dice_term(dice, dice_smooth, dice_log_loss),
-            specs.iou_term(iou, iou_smooth, iou_log_loss),
+            specs.dice_term(dice, dice_smooth, dice_log_loss, prefix="dice_"),
+            specs.iou_term(iou, iou_smooth, iou_log_loss, prefix="iou_"),
             specs.tversky_term(
                 tversky,
                 tversky_alpha,
@@ -219,12 +219,14 @@ class CombinedSegmentationLoss(SegmentationLoss):
                 tversky_smooth,
                 tversky_gamma,
                 tversky_log_loss,
+                prefix="tversky_",
             ),
         ]
+        pos_weight = weight_vector("bce_pos_weight", bce_pos_weight)
         super().__init__(
             [term for term in points if term.weight],
             [term for term in regions if term.weight],
-            pos_weight=bce_pos_weight if bce else None,
+            pos_weight=pos_weight if bce else None,
             **shared,
         )
 
@@ -258,6 +260,8 @@ def get_loss_function(name: str, **arguments: Any) -> SegmentationLoss:
         >>> get_loss_function("dice", smooth=1.0)
         DiceLoss(1 dice; mode='binary', reduction='mean', backend='auto')
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a string, got {name!r}")
     if name not in LOSSES:
         raise ValueError(f"name: expected one of {', '.join(map(repr, LOSSES))}, got {name!r}")
     return LOSSES[name](**arguments)

@@ -187,7 +187,7 @@ def statistics(
         actual.sum() - tp,
         valid,
         (~logits.isfinite() & live).sum(),
-        (((targets - 0.5).abs() > 0.5 + TARGET_TOLERANCE) & live).sum(),
+        (~((targets - 0.5).abs() <= 0.5 + TARGET_TOLERANCE) & live).sum(),  # NaN too
         *values,
     ]
     return torch.stack([value.to(torch.float32) for value in row])

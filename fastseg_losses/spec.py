@@ -92,35 +92,44 @@ class LossSpec:
         return LossSpec(**fields)
 
 
-def bce_term(weight: float = 1.0, label_smoothing: float = 0.0) -> PointTerm:
+# `prefix` is what the combined loss puts before a parameter's name.
+
+
+def bce_term(weight: float = 1.0, label_smoothing: float = 0.0, *, prefix: str = "") -> PointTerm:
     """Binary cross-entropy."""
-    _check_number("label_smoothing", label_smoothing, 0.0, 1.0)
+    _check_number(prefix + "label_smoothing", label_smoothing, 0.0, 1.0)
     return PointTerm("bce", weight, label_smoothing=float(label_smoothing))
 
 
-def focal_term(weight: float = 1.0, alpha: float | None = 0.25, gamma: float = 2.0) -> PointTerm:
+def focal_term(
+    weight: float = 1.0, alpha: float | None = 0.25, gamma: float = 2.0, *, prefix: str = ""
+) -> PointTerm:
     """Focal loss; alpha None leaves the classes unbalanced."""
     if isinstance(alpha, Sequence):
         raise TypeError(
-            "focal alpha: a sequence (one value per class) is for mode='multiclass'; expected a "
+            f"{prefix}alpha: a sequence (one value per class) is for mode='multiclass'; expected a "
             f"float or None, got {alpha!r}"
         )
     if alpha is not None:
-        _check_number("alpha", alpha, 0.0, 1.0)
+        _check_number(prefix + "alpha", alpha, 0.0, 1.0)
         alpha = float(alpha)
-    _check_number("gamma", gamma, 0.0, math.inf)
+    _check_number(prefix + "gamma", gamma, 0.0, math.inf)
     return PointTerm("focal", weight, alpha=alpha, gamma=float(gamma))
 
 
-def dice_term(weight: float = 1.0, smooth: float = 1.0, log_loss: bool = False) -> RegionTerm:
+def dice_term(
+    weight: float = 1.0, smooth: float = 1.0, log_loss: bool = False, *, prefix: str = ""
+) -> RegionTerm:
     """Dice, (2I + s) / (P + T + s): the Tversky score at alpha = beta = 0.5 and s / 2."""
-    _check_number("smooth", smooth, 0.0, math.inf)
+    _check_number(prefix + "smooth", smooth, 0.0, math.inf)
     return RegionTerm("dice", weight, 0.5, 0.5, smooth / 2, log_loss=bool(log_loss))
 
 
-def iou_term(weight: float = 1.0, smooth: float = 1.0, log_loss: bool = False) -> RegionTerm:
+def iou_term(
+    weight: float = 1.0, smooth: float = 1.0, log_loss: bool = False, *, prefix: str = ""
+) -> RegionTerm:
     """IoU (Jaccard), (I + s) / (P + T - I + s): the Tversky score at alpha = beta = 1."""
-    _check_number("smooth", smooth, 0.0, math.inf)
+    _check_number(prefix + "smooth", smooth, 0.0, math.inf)
     return RegionTerm("iou", weight, 1.0, 1.0, float(smooth), log_loss=bool(log_loss))
 
 
@@ -131,15 +140,15 @@ def tversky_term(
     smooth: float = 1.0,
     gamma: float = 1.0,
     log_loss: bool = False,
+    *,
+    prefix: str = "",
 ) -> RegionTerm:
     """Tversky; alpha weighs false positives, beta false negatives; gamma: focal, per group."""
-    _check_number("alpha", alpha, 0.0, math.inf)
-    _check_number("beta", beta, 0.0, math.inf)
-    _check_number("smooth", smooth, 0.0, math.inf)
-    _check_number("gamma", gamma, 0.0, math.inf, above=True)
-    return RegionTerm(
-        "tversky", weight, float(alpha), float(beta), float(smooth), float(gamma), bool(log_loss)
-    )
+    for name, value in (("alpha", alpha), ("beta", beta), ("smooth", smooth)):
+        _check_number(prefix + name, value, 0.0, math.inf)
+    _check_number(prefix + "gamma", gamma, 0.0, math.inf, above=True)
+    numbers = (float(alpha), float(beta), float(smooth), float(gamma))
+    return RegionTerm("tversky", weight, *numbers, bool(log_loss))
 
 
 def make_spec(
@@ -236,9 +245,16 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 def _check_number(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    inside = (low < value if above else low <= value) and value <= high and math.isfinite(value)
-    if not inside:
+    inside = (low < value if above else low <= value) and value <= high
+    if not inside or not _is_finite(value):
         bound = f"{'above' if above else 'at least'} {low:g}" + (
             "" if math.isinf(high) else f" and at most {high:g}"
         )
         raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond any float
+        return False

@@ -11,11 +11,35 @@ NORMS = finalize.NORMS
 
 
 @triton.jit
+def load_coefs(
+    dloss_ptr, table_ptr, g, G, dloss_stride_k, NUM_TERMS: tl.constexpr, SUMS: tl.constexpr
+):
+    """What each term's slope is multiplied by; called once the pixels are on their way.
+
+    SUMS: the upstream gradient of I, P, ... is that factor itself.
+    """
+    coefs = ()
+    for k in tl.static_range(NUM_TERMS):
+        if SUMS:
+            coefs = coefs + (tl.load(dloss_ptr + k * dloss_stride_k).to(tl.float32),)
+        else:
+            norm = tl.load(table_ptr + (0 if k < 2 else 1))
+            coef = tl.load(table_ptr + NORMS + k * G + g)
+            coefs = coefs + (coef * norm * tl.load(dloss_ptr).to(tl.float32),)
+    return coefs
+
+
+@triton.jit
 def slope_of_terms(x, t, coefs, params, TERMS: tl.constexpr, HARD: tl.constexpr, PTX: tl.constexpr):
-    """Sum over the terms of coefficient * slope, at every pixel."""
+    """Sum over the terms of coefficient * slope, at every pixel.
+
+    The first two, overlap and mass, have their slopes with respect to p, the others to x.
+    """
     pixel = sigmoid_pixel(x, t, HARD, PTX)
-    slope = tl.zeros_like(x)
-    for k in tl.static_range(len(TERMS)):
+    _, d_overlap = TERMS[0](pixel, params, PTX)
+    _, d_mass = TERMS[1](pixel, params, PTX)
+    slope = (coefs[0] * d_overlap + coefs[1] * d_mass) * pixel[6]
+    for k in tl.static_range(2, len(TERMS)):
         _, d = TERMS[k](pixel, params, PTX)
         slope += coefs[k] * d
     return slope
@@ -72,7 +96,7 @@ def _gradient_kernel(
     BATCH: tl.constexpr,
     VALID_KIND: tl.constexpr,
     HAS_IGNORE: tl.constexpr,
-    HARD: tl.constexpr,
+    TARGETS: tl.constexpr,
     UNIT: tl.constexpr,
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -112,14 +136,6 @@ def _gradient_kernel(
         G = C
         g = c
     dloss_ptr += n.to(tl.int64) * dloss_stride_n + c.to(tl.int64) * dloss_stride_c
-    coefs = ()
-    for k in tl.static_range(len(TERMS)):
-        if SUMS:
-            coefs = coefs + (tl.load(dloss_ptr + k * dloss_stride_k).to(tl.float32),)
-        else:
-            norm = tl.load(table_ptr + (0 if k < 2 else 1))
-            coef = tl.load(table_ptr + NORMS + k * G + g)
-            coefs = coefs + (coef * norm * tl.load(dloss_ptr).to(tl.float32),)
 
     inside = start + tile_offsets(ROWS, WIDTH) < P
     if annotated:
@@ -129,7 +145,8 @@ def _gradient_kernel(
                 logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
                 ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
             )  # fmt: skip
-            dx = slope_of_terms(x, t, coefs, params, TERMS, HARD, PTX)
+            coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
+            dx = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", PTX)
             if PIXEL_VALID or HAS_IGNORE:
                 dx = tl.where(live, dx, 0.0)
             store_tile(dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, False)
@@ -139,7 +156,8 @@ def _gradient_kernel(
                 logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
                 ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
             )  # fmt: skip
-            dx = slope_of_terms(x, t, coefs, params, TERMS, HARD, PTX)
+            coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
+            dx = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", PTX)
             dx = tl.where(live, dx, 0.0)
             store_tile(dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, True)
     else:

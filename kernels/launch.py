@@ -42,7 +42,7 @@ class Layout(NamedTuple):
     valid: tuple[int, int]  # n, p
     logits_bytes: int
     targets_bytes: int
-    hard: bool  # integer or bool targets
+    targets_kind: str  # "soft" in [0, 1], or 0 and 1 of a "signed" or "unsigned" type
     valid_kind: str  # "none", "sample", "pixel"
     pos_weight_stride: int
 
@@ -108,7 +108,7 @@ class Plan:
             "BATCH": formula.batch,
             "VALID_KIND": layout.valid_kind,
             "HAS_IGNORE": formula.ignore_index is not None,
-            "HARD": layout.hard,
+            "TARGETS": layout.targets_kind,
             "UNIT": unit,
             "ALIGNED": unit and aligned,
             "PTX": device.ptx,
@@ -132,7 +132,7 @@ class Plan:
         """The forward launch, without its tensors."""
         at, f, tile = self.layout, self.formula, self._forward_tile
         sums, columns = terms.SUMS, SUM_COLUMNS
-        if at.hard:
+        if at.targets_kind != "soft":
             sums, columns = terms.HARD_SUMS, HARD_SUM_COLUMNS
         scalars = (
             *(at.N, at.C, at.P, self.splits),

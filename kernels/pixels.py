@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from fastseg_losses.kernels.terms import NEUTRAL
+
 
 @triton.jit
 def pixel_base(n, c, stride_n, stride_c, ALIGNED: tl.constexpr):
@@ -89,7 +91,7 @@ def read_pixels(
     HAS_IGNORE: tl.constexpr,
     CHECK: tl.constexpr,
 ):
-    """Logits and targets of a tile as float32 (0 where they do not count), and where they count."""
+    """Logits and targets as float32 (NEUTRAL and 0 where they do not count), and where they do."""
     inside = start + tile_offsets(ROWS, WIDTH) < end
     x = load_tile(logits_ptr, start, logits_stride_p, inside, ROWS, WIDTH, UNIT, CHECK)
     t = load_tile(targets_ptr, start, targets_stride_p, inside, ROWS, WIDTH, UNIT, CHECK)
@@ -102,7 +104,6 @@ def read_pixels(
     if HAS_IGNORE:
         live = live & (t != ignore_index)
     if CHECK or PIXEL_VALID or HAS_IGNORE:
-        # where, not a product: an invalid pixel may hold NaN
-        x = tl.where(live, x, 0.0)
+        x = tl.where(live, x, NEUTRAL)
         t = tl.where(live, t, 0.0)
     return x, t, live

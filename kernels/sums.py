@@ -30,33 +30,27 @@ def add_tile(
     live,
     params,
     TERMS: tl.constexpr,
-    MASKED: tl.constexpr,
     COUNT: tl.constexpr,
     LOWEST: tl.constexpr,
-    HARD: tl.constexpr,
+    TARGETS: tl.constexpr,
     PTX: tl.constexpr,
 ):
     """Add one tile to the sums; widen the extremes: largest logit, stray target, LOWEST: -smallest.
 
     Each accumulator is [ROWS], one register a thread for all of WIDTH neighbours.
     """
-    pixel = sigmoid_pixel(x, t, HARD, PTX)
+    pixel = sigmoid_pixel(x, t, TARGETS != "soft", PTX)
     new = ()
     for k in tl.static_range(len(TERMS)):
-        value, _ = TERMS[k](pixel, params, PTX)
-        if MASKED:
-            value = tl.where(live, value, 0.0)
-        new = new + (sums[k] + tl.sum(value, 1),)
+        total, _ = TERMS[k](pixel, params, PTX)
+        new = new + (sums[k] + total,)
     if COUNT:
         new = new + (sums[len(TERMS)] + tl.sum(tl.where(live, 1.0, 0.0), 1),)
     largest, stray, lowest = extremes
-    # an invalid target was set to 0, which is as far from 0.5 as a good one may be
-    stray = tl.maximum(stray, tl.max(tl.abs(t - 0.5), 1))
+    # a target that does not count was set to 0
+    stray = tl.maximum(stray, tl.max(t if TARGETS == "unsigned" else tl.abs(t - 0.5), 1))
     if LOWEST:
-        low = tl.where(live, -x, float("-inf")) if MASKED else -x
-        lowest = tl.maximum(lowest, tl.max(low, 1))
-    if MASKED:
-        x = tl.where(live, x, float("-inf"))
+        lowest = tl.maximum(lowest, tl.max(-x, 1))
     return new, (tl.maximum(largest, tl.max(x, 1)), stray, lowest)
 
 
@@ -140,7 +134,7 @@ def _sums_forward_kernel(
     SKIP_ABSENT: tl.constexpr,
     VALID_KIND: tl.constexpr,  # "none", "sample", "pixel"
     HAS_IGNORE: tl.constexpr,
-    HARD: tl.constexpr,  # integer or bool targets: 0 or 1
+    TARGETS: tl.constexpr,  # "soft" in [0, 1], or 0 and 1 of a "signed" or "unsigned" type
     UNIT: tl.constexpr,
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -149,6 +143,7 @@ def _sums_forward_kernel(
     PTX: tl.constexpr,
 ):
     NUM_REGION: tl.constexpr = len(LOGS)
+    HARD: tl.constexpr = TARGETS != "soft"
     NUM_POINT: tl.constexpr = len(TERMS) - (5 if HARD else 6)
     TILE: tl.constexpr = ROWS * WIDTH
     PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
@@ -192,7 +187,7 @@ def _sums_forward_kernel(
             ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
         )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, True, COUNT, LOWEST, HARD, PTX
+            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, PTX
         )
     for tile in tl.range(s, full, S, num_stages=STAGES):
         x, t, live = read_pixels(
@@ -201,7 +196,7 @@ def _sums_forward_kernel(
             ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
         )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, COUNT, COUNT, LOWEST, HARD, PTX
+            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, PTX
         )
 
     record = columns_sum(sums, COLUMNS, zero)
@@ -211,15 +206,17 @@ def _sums_forward_kernel(
     stray = tl.max(tl.where(at == 2, peaks, float("-inf")))
 
     column = tl.arange(0, RECORD)
-    witness: tl.constexpr = MASS if LOWEST else FIRST_POINT
-    seen = tl.sum(tl.where(column == witness, record, 0.0))
+    # what shows a NaN or an inf, among the logits or the targets
+    seen = tl.sum(tl.where(column == (TARGET if LOWEST else FIRST_POINT), record, 0.0))
+    if LOWEST:
+        seen += tl.sum(tl.where(column == MASS, record, 0.0))
     nonfinite = tl.zeros((), tl.float32)
     bad_targets = tl.zeros((), tl.float32)
     # max drops NaN, the sums do not. Only if something is wrong is each pixel looked at.
     odd = (largest == float("inf")) | ((seen - seen) != 0.0)
     if LOWEST:
         odd = odd | (tl.max(tl.where(at == 1, peaks, float("-inf"))) == float("inf"))
-    if odd | (stray > 0.501):
+    if odd | (stray > (1.0 if TARGETS == "unsigned" else 0.501)):
         for tile in range(s, tl.cdiv(size, TILE), S):
             x, t, live = read_pixels(
                 logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
@@ -227,7 +224,7 @@ def _sums_forward_kernel(
                 ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
             )  # fmt: skip
             nonfinite += tl.sum(tl.sum(tl.where(tl.abs(x) < float("inf"), 0.0, 1.0), 1))
-            bad_targets += tl.sum(tl.sum(tl.where(tl.abs(t - 0.5) > 0.501, 1.0, 0.0), 1))
+            bad_targets += tl.sum(tl.sum(tl.where(tl.abs(t - 0.5) <= 0.501, 0.0, 1.0), 1))
     if not COUNT:
         tiles = tl.maximum(full - s + S - 1, 0) // S
         count = tiles * TILE + tl.where(odd_tile, size - full * TILE, 0)

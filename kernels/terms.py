@@ -1,17 +1,22 @@
-"""Per-pixel terms: each term's value and its derivative with respect to the logit, side by side.
+"""Per-pixel terms: each term's value and its derivative, side by side.
 
-A term is a device function `term(pixel, params, PTX) -> (value, slope)`. The forward kernel adds up
-the values of the terms it is given, the backward kernel adds `coefficient * slope`; whatever a
-kernel does not use of a term, the compiler removes. So a new per-pixel term is one function here
-(and its name in `spec.py`, its formula in `reference.py`).
+A term is a device function `term(pixel, params, PTX) -> (total, slope)`: the value summed over the
+neighbours that a thread holds, and the derivative at every pixel. The forward kernel adds up the
+totals of the terms it is given, the backward kernel the slopes; what a kernel does not use of a
+term, the compiler removes. So a new per-pixel term is one function here (and its name in `spec.py`,
+its formula in `reference.py`). Region sums give their slope with respect to the probability,
+pointwise losses with respect to the logit.
 
-`pixel` is what `sigmoid_pixel` returns, all from one exponential, one reciprocal and one logarithm:
+A pixel that does not count is read as NEUTRAL background, for which every total is 0.
+
+`pixel` is what `sigmoid_pixel` returns, all from one exponential and one reciprocal:
 
     x       logit                        t      target in [0, 1]
+    e       exp(-|x|)                    step   1 where x > 0, else 0
     p       sigmoid(x)                   p_not  1 - p, accurate where p rounds to 1
     dp      p (1 - p) = dp/dx            error  p - t
-    miss    1 - p_t = p + t - 2 p t      tilt   (1 - 2 t) miss
-    soft    log(1 + exp(-|x|)), the softplus part of the cross-entropy
+    miss    1 - p_t = p + t - 2 p t; its derivative is turn * dp, turn = 1 - 2 t. Where targets are
+            hard both signs are left away: miss = error = turn * (1 - p_t), turn = 1
 
 `params` holds the hyper-parameters `(alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing)`.
 """
@@ -21,6 +26,8 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+# The logit of a pixel that does not count: p, loss and slope of background are exactly 0 there.
+NEUTRAL = tl.constexpr(-1.2345679e30)
 
 
 # ---- approximate special functions: PTX on NVIDIA, the portable twin elsewhere (AMD, interpreter)
@@ -59,108 +66,144 @@ def reciprocal(x, PTX: tl.constexpr):
         return 1.0 / x
 
 
+# ---- logarithms of 1 + e
+
+
+@triton.jit
+def log1p_unit(e):
+    """log(1 + e) for e in [0, 1], relative error 4e-7: a minimax polynomial for log(1 + e) / e.
+
+    log2.approx(1 + e) is off by 2e-7 whatever e is: by a hundredth of the loss of a pixel that is
+    right with p = 0.99998.
+    """
+    s = -0.008778958581387997
+    s = s * e + 0.044986650347709656
+    s = s * e - 0.10902292281389236
+    s = s * e + 0.17847208678722382
+    s = s * e - 0.24536865949630737
+    s = s * e + 0.3328406512737274
+    s = s * e - 0.4999817907810211
+    s = s * e + 1.0
+    return s * e
+
+
+@triton.jit
+def log1p_total(e, PTX: tl.constexpr):
+    """Sum of log(1 + e) over the neighbours, relative error 4e-7, with one logarithm for all.
+
+    The logarithm of the product of 1 + e, whose excess over 1 grows by (1 + a)(1 + b) - 1.
+    """
+    for _ in tl.static_range(4):  # up to 16 neighbours
+        if e.shape[1] > 1:
+            a, b = tl.split(tl.reshape(e, [e.shape[0], e.shape[1] // 2, 2]))
+            e = a * (1.0 + b) + b
+    e = tl.reshape(e, [e.shape[0]])
+    return tl.where(e < 1.0, log1p_unit(tl.minimum(e, 1.0)), log2(1.0 + e, PTX) * LN2)
+
+
+@triton.jit
+def log1p_rough(e, PTX: tl.constexpr):
+    """log(1 + e) to 2e-7: for a factor that vanishes with e, as p (1 - p) or (1 - p_t)**2 do."""
+    return log2(1.0 + e, PTX) * LN2
+
+
 # ---- what all terms of a pixel share
 
 
 @triton.jit
 def sigmoid_pixel(x, t, HARD: tl.constexpr, PTX: tl.constexpr):
-    """The quantities of one pixel that the terms are written in (see the module's docstring).
-
-    HARD: targets are exactly 0 or 1, which makes `miss` |p - t| and `tilt` p - t, for free.
-    """
+    """The quantities of one pixel that the terms are written in (see the module's docstring)."""
     e = exp2(tl.abs(x) * (-LOG2E), PTX)
-    u = 1.0 + e
-    r = reciprocal(u, PTX)
+    r = reciprocal(1.0 + e, PTX)
     s = e * r
-    positive = x >= 0
-    p = tl.where(positive, r, s)
-    p_not = tl.where(positive, s, r)
+    step = tl.where(x > 0, 1.0, 0.0)
+    p = tl.abs(step - s)  # without a select: r is 1 - s
+    p_not = tl.where(x > 0, s, r)
     error = p - t
     if HARD:
-        miss = tl.abs(error)
-        tilt = error
+        turn = 1.0
+        miss = error
     else:
         turn = 1.0 - 2.0 * t
         miss = t + p * turn
-        tilt = turn * miss
-    # log(u) alone loses what 1 + e rounds away: at |x| = 15 a fifth of it, beyond 17 all.
-    soft = log2(u, PTX) * LN2 + (e - (u - 1.0))
-    return x, t, p, p_not, s * r, error, miss, tilt, soft
+    return x, t, e, step, p, p_not, s * r, error, miss, turn
 
 
-# ---- region sums
+# ---- region sums: slopes with respect to p
 
 
 @triton.jit
 def overlap(pixel, params, PTX: tl.constexpr):
     """I = sum p t."""
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
-    return p * t, dp * t
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    return tl.sum(p * t, 1), t
 
 
 @triton.jit
 def mass(pixel, params, PTX: tl.constexpr):
     """P = sum p."""
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
-    return p, dp
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    return tl.sum(p, 1), 1.0
 
 
-# ---- statistics: sums without a derivative
+# ---- statistics: sums without a slope
 
 
 @triton.jit
 def target(pixel, params, PTX: tl.constexpr):
     """T = sum t."""
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
-    return t, 0.0
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    return tl.sum(t, 1), 0.0
 
 
 @triton.jit
 def predicted(pixel, params, PTX: tl.constexpr):
     """Number of pixels with p > 0.5."""
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
-    return tl.where(x > 0, 1.0, 0.0), 0.0
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    return tl.sum(step, 1), 0.0
 
 
 @triton.jit
 def actual(pixel, params, PTX: tl.constexpr):
     """Number of pixels with t > 0.5; the same as `target` where targets are hard."""
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
-    return tl.where(t > 0.5, 1.0, 0.0), 0.0
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    return tl.sum(tl.where(t > 0.5, 1.0, 0.0), 1), 0.0
 
 
 @triton.jit
 def hit(pixel, params, PTX: tl.constexpr):
     """Number of pixels with p > 0.5 and t > 0.5."""
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
-    return tl.where(x > 0, 1.0, 0.0) * tl.where(t > 0.5, 1.0, 0.0), 0.0
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    return tl.sum(step * tl.where(t > 0.5, 1.0, 0.0), 1), 0.0
 
 
 @triton.jit
 def hard_hit(pixel, params, PTX: tl.constexpr):
     """Number of pixels with p > 0.5 and t > 0.5, for hard targets: one instruction."""
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
-    return tl.where(x > 0, 1.0, 0.0) * t, 0.0
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    return tl.sum(step * t, 1), 0.0
 
 
-# ---- pointwise losses
+# ---- pointwise losses: slopes with respect to x
 
 
 @triton.jit
 def bce(pixel, params, PTX: tl.constexpr):
-    """Binary cross-entropy, softplus(x) - x t."""
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
-    return tl.maximum(x, 0.0) - x * t + soft, error
+    """Binary cross-entropy, softplus(x) - x t = max(x, 0) - x t + log(1 + e)."""
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    return tl.sum(tl.maximum(x, 0.0) - x * t, 1) + log1p_total(e, PTX), error
 
 
 @triton.jit
 def weighted_bce(pixel, params, PTX: tl.constexpr):
     """Cross-entropy, smoothed, with pos_weight w: (1-t) x + (1 + (w-1) t) softplus(-x)."""
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
     alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing = params
     t = t + label_smoothing * (0.5 - t)
     weight = 1.0 + (pos_weight - 1.0) * t
-    return (1.0 - t) * x + weight * (tl.maximum(-x, 0.0) + soft), (1.0 - t) - weight * p_not
+    value = (1.0 - t) * x + weight * (tl.maximum(-x, 0.0) + log1p_unit(e))
+    value = tl.where(x == NEUTRAL, 0.0, value)  # its target is smoothed too
+    return tl.sum(value, 1), (1.0 - t) - weight * p_not
 
 
 @triton.jit
@@ -170,27 +213,26 @@ def focal(pixel, params, PTX: tl.constexpr):
     The floor keeps q**(gamma-1) finite for gamma < 1 at saturated logits, where dp is smaller
     still; so q must not round to 0 before dp does, which |p - t| would.
     """
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
     alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing = params
     alpha_t = alpha_neg + t * (alpha_pos - alpha_neg)
-    bce = tl.maximum(x, 0.0) - x * t + soft
+    bce = tl.maximum(x, 0.0) - x * t + log1p_unit(e)
     q = tl.maximum(t * p_not + (1.0 - t) * p, 1e-30)
     power = exp2(gamma * log2(q, PTX), PTX)
     power_slope = gamma * power * reciprocal(q, PTX)
-    return alpha_t * power * bce, alpha_t * (
-        power_slope * (1.0 - 2.0 * t) * dp * bce + power * error
-    )
+    slope = alpha_t * (power_slope * (1.0 - 2.0 * t) * dp * bce + power * error)
+    return tl.sum(alpha_t * power * bce, 1), slope
 
 
 @triton.jit
 def focal_squared(pixel, params, PTX: tl.constexpr):
     """Focal loss at gamma = 2, the usual value: without a power, two special functions fewer."""
-    x, t, p, p_not, dp, error, miss, tilt, soft = pixel
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
     alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing = params
     alpha_t = alpha_neg + t * (alpha_pos - alpha_neg)
-    bce = tl.maximum(x, 0.0) - x * t + soft
-    square = miss * miss
-    return alpha_t * (square * bce), alpha_t * (2.0 * (dp * bce) * tilt + square * error)
+    bce = tl.maximum(x, 0.0) - x * t + log1p_rough(e, PTX)
+    slope = alpha_t * miss * (2.0 * (dp * bce) * turn + miss * error)
+    return tl.sum(alpha_t * (miss * miss * bce), 1), slope
 
 
 # Sums that every forward launch takes; the pointwise terms follow. finalize.py has their columns.

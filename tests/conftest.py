@@ -1,6 +1,7 @@
 """Where the kernels run: on the GPU if there is one, else interpreted on the CPU."""
 
 import os
+import zlib
 
 import torch
 
@@ -31,4 +32,4 @@ def device():
 
 @pytest.fixture(autouse=True)
 def seed(request):
-    torch.manual_seed(hash(request.node.nodeid) % 2**31)
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))

@@ -35,7 +35,11 @@ def make_plan(logits, targets, *, ptx, points=("bce", "focal_squared"), **option
         valid=options.pop("valid", (0, 0)),
         logits_bytes=BYTES[logits],
         targets_bytes=BYTES[targets],
-        hard="float" not in targets,
+        targets_kind="soft"
+        if "float" in targets
+        else "signed"
+        if "int64" in targets
+        else "unsigned",
         valid_kind=options.pop("valid_kind", "none"),
         pos_weight_stride=0,
     )

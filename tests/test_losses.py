@@ -54,12 +54,17 @@ def test_get_loss_function_hands_arguments_on():
         get_loss_function("dice", smoothing=1.0)
 
 
-@pytest.mark.parametrize("name", ["lovasz", "Dice", "", None])
+@pytest.mark.parametrize("name", ["lovasz", "Dice", ""])
 def test_unknown_names(name):
     with pytest.raises(ValueError) as caught:
         get_loss_function(name)
     names = "'bce', 'ce', 'dice', 'iou', 'tversky', 'focal', 'combined'"
     assert str(caught.value) == f"name: expected one of {names}, got {name!r}"
+
+
+def test_a_name_is_a_string():
+    with pytest.raises(TypeError, match=r"name: expected a string, got \['dice'\]"):
+        get_loss_function(["dice"])
 
 
 # ---- what constructors refuse
@@ -292,3 +297,30 @@ def test_masks_of_0_and_255_are_named():
     assert torch.isfinite(DiceLoss(ignore_index=255, backend="torch")(logits, ignoring))
     barely = targets.float() * (1 + 2**-11)  # a rounding of float16 is no mistake
     assert torch.isfinite(DiceLoss(backend="torch")(logits, barely))
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_weights_stay_float32_when_the_module_is_cast(cast):
+    """A criterion inside a net that is cast: 0.3 rounded to bfloat16 would be another weight."""
+    criterion = CombinedSegmentationLoss(bce_pos_weight=[0.3], class_weights=[0.7])
+    expected = criterion.pos_weight.clone(), criterion.class_weights.clone()
+    getattr(torch.nn.Sequential(torch.nn.Linear(2, 2), criterion), cast)()
+    for found, before in zip(
+        (criterion.pos_weight, criterion.class_weights), expected, strict=True
+    ):
+        assert found.dtype == torch.float32 and torch.equal(found, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"focal_alpha": 2.0}, "focal_alpha"),
+        ({"tversky_gamma": 0.0}, "tversky_gamma"),
+        ({"dice_smooth": -1.0}, "dice_smooth"),
+        ({"bce_pos_weight": -2.0}, "bce_pos_weight"),
+        ({"bce_weight": 0.0, "bce_pos_weight": -2.0}, "bce_pos_weight"),
+    ],
+)
+def test_the_combination_names_its_own_arguments(arguments, name):
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        CombinedSegmentationLoss(**arguments)

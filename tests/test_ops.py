@@ -7,7 +7,14 @@ import torch
 from losses_table import ALL, DEFAULTS, ids
 from oracle import check_against_float64, run
 
-from fastseg_losses import BCELoss, CombinedSegmentationLoss, DiceLoss, backends, ops
+from fastseg_losses import (
+    BCELoss,
+    CombinedSegmentationLoss,
+    DiceLoss,
+    backends,
+    ops,
+    region_sums,
+)
 
 TARGETS = {
     "bool": lambda r: r < 0.3,
@@ -250,6 +257,33 @@ def test_targets_outside_the_unit_interval_raise_without_a_sync(device):
     with pytest.raises(ValueError, match="earlier call"):
         criterion(logits, targets // 255)
     criterion(logits, targets // 255)  # said once
+
+
+@pytest.mark.parametrize("row", DEFAULTS, ids=ids(DEFAULTS))
+def test_nan_targets_are_bad_targets(row, device):
+    logits, targets = draw((2, 1, 16, 16), device, targets="float32")
+    targets[1, 0, 3, 4] = float("nan")
+    loss, stats = row.build(backend="triton")(logits, targets, return_stats=True)
+    assert stats.bad_targets == 1 and stats.nonfinite == 0 and torch.isnan(loss)
+    with pytest.raises(ValueError, match="targets: expected values in"):
+        row.build(backend="torch")(logits.cpu(), targets.cpu())
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    with pytest.raises(ValueError, match="earlier call"):
+        row.build(backend="triton")(logits, targets)
+
+
+def test_arguments_that_are_no_tensors(device):
+    logits, targets = draw((2, 1, 4, 4), device)
+    criterion = DiceLoss(backend="triton")
+    with pytest.raises(TypeError, match="valid: expected a bool torch.Tensor or None, got list"):
+        criterion(logits, targets, [True, False])
+    with pytest.raises(TypeError, match="targets: expected a torch.Tensor, got list"):
+        criterion(logits, targets.tolist())
+    with pytest.raises(TypeError, match="stats_out: expected a torch.Tensor"):
+        criterion(logits, targets, stats_out=[1.0])
+    with pytest.raises(ValueError, match="backend: expected one of 'auto', 'triton', 'torch'"):
+        region_sums(logits, targets, backend="cuda")
 
 
 def test_counters_are_left_at_zero(device):

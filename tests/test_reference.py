@@ -75,20 +75,21 @@ TARGETS = torch.tensor([1, 0, 1, 0]).view(1, 1, 4)
 I, P, T = 0.75 + 0.5, 0.75 + 0.25 + 0.5 + 0.75, 2  # noqa: E741
 FP, FN = P - I, T - I
 TVERSKY = (I + 1) / (I + 0.3 * FP + 0.7 * FN + 1)
-# -log p_t, 1 - p_t and alpha_t (at alpha = 1/4), pixel by pixel.
+# Pixel by pixel: -log p_t, -log(1 - p_t), 1 - p_t, and alpha_t at alpha = 1/4.
 BCE = [log(4 / 3), log(4 / 3), log(2), log(4)]
+OTHER = [log(4), log(4), log(2), log(4 / 3)]
 MISS = [0.25, 0.25, 0.5, 0.75]
 ALPHA = [0.25, 0.75, 0.25, 0.75]
+
+
+def focal(alphas, gamma) -> float:
+    return sum(a * m**gamma * b for a, m, b in zip(alphas, MISS, BCE, strict=True)) / 4
+
 
 CLOSED_FORMS = [
     ("bce", {}, sum(BCE) / 4),
     ("bce", {"pos_weight": 3.0}, (3 * log(4 / 3) + log(4 / 3) + 3 * log(2) + log(4)) / 4),
-    # t = 0.9, 0.1, 0.9, 0.1
-    (
-        "bce",
-        {"label_smoothing": 0.2},
-        (2 * (0.9 * log(4 / 3) + 0.1 * log(4)) + log(2) + 0.1 * log(4 / 3) + 0.9 * log(4)) / 4,
-    ),
+    ("bce", {"label_smoothing": 0.2}, (0.9 * sum(BCE) + 0.1 * sum(OTHER)) / 4),
     ("dice", {}, 1 - (2 * I + 1) / (P + T + 1)),
     ("dice", {"smooth": 0.0}, 1 - 2 * I / (P + T)),
     ("dice", {"log_loss": True}, -log((2 * I + 1) / (P + T + 1))),
@@ -100,10 +101,10 @@ CLOSED_FORMS = [
     ("tversky", {"gamma": 0.75}, (1 - TVERSKY) ** 0.75),
     ("tversky", {"log_loss": True}, -log(TVERSKY)),
     ("tversky", {"log_loss": True, "gamma": 4 / 3}, (-log(TVERSKY)) ** (4 / 3)),
-    ("focal", {}, sum(a * m**2 * b for a, m, b in zip(ALPHA, MISS, BCE, strict=True)) / 4),
-    ("focal", {"gamma": 0.5}, sum(a * m**0.5 * b for a, m, b in zip(ALPHA, MISS, BCE)) / 4),  # noqa: B905
-    ("focal", {"alpha": None}, sum(m**2 * b for m, b in zip(MISS, BCE, strict=True)) / 4),
-    ("focal", {"alpha": 1.0, "gamma": 1.0}, (0.25 * log(4 / 3) + 0.5 * log(2)) / 4),
+    ("focal", {}, focal(ALPHA, 2)),
+    ("focal", {"gamma": 0.5}, focal(ALPHA, 0.5)),
+    ("focal", {"alpha": None, "gamma": 3.0}, focal([1] * 4, 3)),
+    ("focal", {"alpha": 1.0, "gamma": 1.0}, focal([1, 0, 1, 0], 1)),
     ("combined", {"focal_weight": 0.0}, 0.4 * sum(BCE) / 4 + 0.4 * (1 - (2 * I + 1) / (P + T + 1))),
 ]
 
@@ -210,3 +211,188 @@ def test_combined_is_the_weighted_sum_of_its_terms(batch, reduction):
     for name in own:  # reported unweighted, as means
         alone = get_loss_function(name, **own[name], **(shared | {"reduction": "mean"}))
         assert_close(stats.terms[name], alone(logits, targets, valid).float())
+
+
+# ---- reductions
+
+
+def mean_dice(x, t, live, w, batch, absent):
+    """The three reductions of Dice, written out; w weighs the classes."""
+    dims = (0, 2, 3) if batch else (2, 3)
+    inter, p, t, v = (
+        (q * live).sum(dims) for q in (x.sigmoid() * t, x.sigmoid(), t, live.double())
+    )
+    loss = 1 - (2 * inter + 1) / (p + t + 1)
+    w = w * (v > 0) * ((t > 0) | (absent == "keep"))
+    return {"mean": (w * loss).sum() / w.sum(), "sum": (w * loss).sum(), "none": w * loss}
+
+
+def mean_bce(x, t, live, w):
+    each = F.binary_cross_entropy_with_logits(x, t, reduction="none") * live
+    total, v = each.sum((2, 3)), live.sum((2, 3))
+    mean = (w * total).sum() / (w * v).sum()
+    return {"mean": mean, "sum": (w * total).sum(), "none": w * total / v.clamp_min(1)}
+
+
+@by_reduction
+@pytest.mark.parametrize("weights", [None, [1.0, 3.0], [0.0, 2.0]], ids=str)
+def test_reductions(weights, reduction):
+    logits, targets = draw((4, 2, 5, 7))
+    targets[0, 1] = targets[1, 0] = 0
+    live = torch.rand(4, 1, 5, 7) < 0.6
+    live[3] = False  # a sample without a valid pixel leaves the means
+    w = torch.tensor(weights or [1.0, 1.0], dtype=torch.float64)
+    shared = {"mode": "multilabel", "class_weights": weights, "reduction": reduction}
+    arguments = (logits, targets.double(), live.expand(targets.shape), w)
+    bce = BCELoss(**shared, backend="torch")(logits, targets, live)
+    assert_close(bce, mean_bce(*arguments)[reduction])
+    for batch, absent in product((False, True), ("keep", "skip")):
+        dice = DiceLoss(batch=batch, absent=absent, backend="torch", **shared)
+        expected = mean_dice(*arguments, batch, absent)[reduction]
+        assert_close(dice(logits, targets, live), expected)
+
+
+# ---- what is not valid
+
+
+@pytest.mark.parametrize("how", ["samples", "pixels", "ignore_index"])
+@by_reduction
+@by_row
+def test_half_ignored_equals_the_valid_half_alone(row, reduction, how):
+    clean, targets = draw((4, 3, 5, 6))
+    samples, columns = torch.tensor([True, False, True, False]), torch.rand(6).argsort() < 3
+    half = samples if how == "samples" else (..., columns)
+    valid = {"samples": samples, "pixels": columns.expand(4, 5, 6)}.get(how)
+    logits = torch.full_like(clean, torch.nan)  # what is ignored may hold anything
+    logits[half] = clean[half]
+    if how == "ignore_index":
+        targets[..., ~columns] = 255
+    ignored = logits.isnan()
+    shared = {"mode": "multilabel", "ignore_index": 255, "class_weights": [1.0, 0.5, 2.0]}
+    for batch in (False, True):
+        if not allowed(row, reduction, batch):
+            continue
+        criterion = row.build(reduction=reduction, batch=batch, backend="torch", **shared)
+        dloss = torch.randn_like(criterion(logits, targets, valid))
+        rows = samples if how == "samples" and dloss.dim() == 2 else ...
+        whole = run(criterion, logits, targets, valid, dloss)
+        alone = run(criterion, clean[half], targets[half], None, dloss[rows])
+        assert_close(whole.loss[rows], alone.loss)
+        assert_close(whole.dlogits[half], alone.dlogits)
+        assert_close(whole.stats, alone.stats)
+        assert (whole.dlogits[ignored] == 0).all()
+        assert rows is ... or (whole.loss[~samples] == 0).all()
+
+
+@by_reduction
+@by_row
+def test_nothing_valid_is_zero_with_a_live_graph(row, reduction):
+    logits = torch.full((3, 2, 5, 7), torch.nan)
+    ones = torch.ones(logits.shape, dtype=torch.uint8)
+    shared = {"mode": "multilabel", "reduction": reduction, "ignore_index": 255}
+    nothing = [(ones, torch.zeros(shape, dtype=torch.bool)) for shape in ((3,), (3, 5, 7))]
+    for batch, (targets, valid) in product((False, True), (*nothing, (ones * 255, None))):
+        if allowed(row, reduction, batch):
+            criterion = row.build(batch=batch, backend="torch", **shared)
+            result = run(criterion, logits, targets, valid)
+            assert all((value == 0).all() for value in result)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 7), (3, 2, 0, 7), (3, 2, 5, 0)], ids=str)
+@by_reduction
+@by_row
+def test_nothing_at_all_is_zero_with_a_live_graph(row, reduction, shape):
+    logits, targets = draw(shape, torch.float32)
+    for backend in ("torch", "triton"):  # there is nothing to launch
+        criterion = row.build(mode="multilabel", reduction=reduction, backend=backend)
+        result = run(criterion, logits, targets)
+        assert result.loss.shape == (shape[:2] if reduction == "none" else ())
+        assert result.dlogits.shape == shape
+        assert all((value == 0).all() for value in result)
+
+
+# ---- extreme logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_at_saturated_logits(gamma, dtype):
+    """A right answer costs nothing; a wrong one alpha_t |x|, and pulls by alpha_t."""
+    logits = torch.tensor([1e4, 1e4, -1e4, -1e4], dtype=dtype).view(4, 1, 1)
+    targets = torch.tensor([1, 0, 1, 0]).view(4, 1, 1)
+    result = run(FocalLoss(0.25, gamma, reduction="none", backend="torch"), logits, targets)
+    assert result.loss.flatten().tolist() == [0.0, 7500.0, 2500.0, 0.0]
+    assert result.dlogits.flatten().tolist() == [0.0, 0.75, -0.25, 0.0]
+
+
+@by_row
+def test_every_loss_at_saturated_logits(row):
+    for value, t in product((1e4, -1e4), (torch.zeros(2, 1, 9), torch.ones(2, 1, 9))):
+        result = run(row.build(backend="torch"), torch.full((2, 1, 9), value), t)
+        assert torch.isfinite(result.loss)
+        assert torch.isfinite(result.dlogits).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@by_reduction
+@by_row
+def test_nonfinite_logits_show(row, reduction, bad):
+    logits, targets = draw((2, 1, 5, 7))
+    logits[0, 0, 3, 4] = bad
+    criterion = row.build(reduction=reduction, backend="torch")
+    loss, stats = criterion(logits, targets, return_stats=True)
+    assert stats.nonfinite == 1
+    if math.isnan(bad) or criterion.spec.points:
+        assert not torch.isfinite(loss).all()
+    else:  # to a region loss an infinite logit is p = 0 or 1, as in PyTorch
+        logits[0, 0, 3, 4] = math.copysign(1e4, bad)
+        assert torch.equal(loss, criterion(logits, targets))
+
+
+# ---- peers, where they compute the same
+
+
+def agree(ours, peer, dtype=torch.float64):
+    logits, targets = draw((4, 1, 9, 13), dtype)
+    x, y = (logits.clone().requires_grad_() for _ in range(2))
+    loss, expected = ours(x, targets), peer(y, targets.to(dtype))
+    assert_close(loss, expected.view_as(loss))
+    dloss = torch.randn_like(loss)
+    loss.backward(dloss)
+    expected.backward(dloss.view_as(expected))
+    assert_close(x.grad, y.grad)
+
+
+def test_segmentation_models_pytorch():
+    smp = pytest.importorskip("segmentation_models_pytorch").losses
+    agree(
+        BCELoss(2.5, label_smoothing=0.2),  # t = 0.1 and 0.9: there, a factor of 0.1
+        smp.SoftBCEWithLogitsLoss(smooth_factor=0.1, pos_weight=torch.tensor([2.5])),
+    )
+    for log_loss in (False, True):
+        arguments = {"mode": "binary", "log_loss": log_loss}
+        # Always over the batch; and releases differ in what Dice's smooth means, except at 0.
+        agree(DiceLoss(0.0, log_loss, batch=True), smp.DiceLoss(smooth=0.0, **arguments))
+        agree(IoULoss(2.0, log_loss, batch=True), smp.JaccardLoss(smooth=2.0, **arguments))
+        ours = TverskyLoss(0.3, 0.7, 2.0, 1.5, log_loss, batch=True)
+        agree(ours, smp.TverskyLoss(alpha=0.3, beta=0.7, smooth=2.0, gamma=1.5, **arguments))
+    for alpha in (None, 0.3):
+        agree(FocalLoss(alpha, 2.0), smp.FocalLoss("binary", alpha=alpha, gamma=2.0))
+
+
+@by_reduction
+def test_monai(reduction):
+    monai = pytest.importorskip("monai.losses")
+    own, shared = {"reduction": reduction}, {"reduction": reduction, "sigmoid": True}
+    smooth = {"smooth_nr": 0.5, "smooth_dr": 0.5}
+    for batch in (False, True):
+        agree(DiceLoss(0.5, batch=batch, **own), monai.DiceLoss(batch=batch, **smooth, **shared))
+        agree(
+            TverskyLoss(0.3, 0.7, 0.5, batch=batch, **own),
+            monai.TverskyLoss(alpha=0.3, beta=0.7, batch=batch, **smooth, **shared),
+        )
+    twice = {"smooth_nr": 1.0, "smooth_dr": 1.0}  # its Jaccard smooths 2I / 2(P + T - I)
+    agree(IoULoss(0.5, **own), monai.DiceLoss(jaccard=True, **twice, **shared))
+    if reduction == "mean":  # its sum is over means
+        for alpha in (None, 0.3):
+            agree(FocalLoss(alpha, 2.0), monai.FocalLoss(gamma=2.0, alpha=alpha), torch.float32)
