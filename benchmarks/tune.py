@@ -28,43 +28,46 @@ COPY_BANDWIDTH = 3.0e12  # bytes/s, read + written, device to device on an H100
 # (rows, width, warps, stages, programs, registers) by bytes of logits and targets
 FORWARD: dict[str, list[tuple[int, ...]]] = {
     "float32/float32": [
-        *itertools.product((128,), (4,), (4,), (1, 2, 3), (8,), (64,)),
-        *itertools.product((128,), (4,), (4,), (1, 3), (10,), (48,)),
-        *itertools.product((128,), (4,), (4,), (1, 3), (6,), (80,)),
-        *itertools.product((64,), (4,), (2,), (1, 3), (16,), (64,)),
-        *itertools.product((256,), (4,), (8,), (1, 3), (4,), (64,)),
-        *itertools.product((256,), (4,), (4,), (1,), (6,), (80,)),
+        *itertools.product((128,), (4,), (4,), (1, 2, 3, 4), (6,), (80,)),
+        *itertools.product((128,), (4,), (4,), (3,), (8,), (64,)),
+        *itertools.product((256,), (4,), (4,), (1, 2, 3), (6,), (80,)),
+        *itertools.product((256,), (4,), (4,), (3,), (5,), (96,)),
+        *itertools.product((256,), (4,), (8,), (3,), (4,), (64,)),
+        *itertools.product((64,), (4,), (2,), (3,), (12,), (80,)),
     ],
     "float32/uint8": [
         *itertools.product((128,), (8,), (4,), (1, 2, 3), (8,), (64,)),
-        *itertools.product((128,), (8,), (4,), (1, 3), (6,), (80,)),
-        *itertools.product((128,), (4,), (4,), (1, 3), (8,), (64,)),
-        *itertools.product((64,), (8,), (2,), (1, 3), (16,), (64,)),
-        *itertools.product((256,), (8,), (8,), (1,), (4,), (64,)),
+        *itertools.product((128,), (8,), (4,), (2, 3), (6,), (80,)),
+        *itertools.product((256,), (8,), (8,), (1, 2), (4,), (64,)),
+        *itertools.product((128,), (16,), (4,), (1,), (5,), (96,)),
+        *itertools.product((64,), (8,), (2,), (3,), (12,), (80,)),
     ],
     "bfloat16/uint8": [
         *itertools.product((128,), (8,), (4,), (1, 2, 3, 4), (8,), (64,)),
         *itertools.product((128,), (8,), (4,), (1, 3), (6,), (80,)),
-        *itertools.product((128,), (8,), (4,), (1,), (10,), (48,)),
-        *itertools.product((64,), (8,), (2,), (1, 3), (16,), (64,)),
-        *itertools.product((128,), (16,), (4,), (1,), (5,), (96,)),
-        *itertools.product((256,), (8,), (8,), (1,), (4,), (64,)),
+        *itertools.product((128,), (16,), (4,), (1, 2), (5,), (96,)),
+        *itertools.product((128,), (16,), (4,), (1, 2), (6,), (80,)),
+        *itertools.product((128,), (16,), (4,), (1, 2), (4,), (128,)),
+        *itertools.product((64,), (16,), (2,), (1,), (10,), (96,)),
+        *itertools.product((64,), (16,), (2,), (1,), (12,), (80,)),
     ],
 }
 GRADIENT: dict[str, list[tuple[int, ...]]] = {
     "float32/float32": [
-        *itertools.product((256, 512), (4,), (8,), (64,)),
-        *itertools.product((128, 256), (4,), (4,), (48, 64)),
+        *itertools.product((256,), (4,), (4,), (48, 64)),
+        *itertools.product((512,), (4,), (4, 8), (64,)),
+        *itertools.product((128,), (4,), (4,), (48,)),
     ],
     "float32/uint8": [
-        *itertools.product((256, 512), (8,), (8,), (64,)),
         *itertools.product((128, 256), (8,), (4,), (48, 64)),
+        *itertools.product((512,), (8,), (4, 8), (64, 80)),
     ],
     "bfloat16/uint8": [
-        *itertools.product((256, 512), (8,), (8,), (48, 64, 80)),
-        *itertools.product((128, 256, 512), (8,), (4,), (48, 64, 80)),
-        *itertools.product((128,), (8,), (2,), (64,)),
-        *itertools.product((128,), (16,), (4,), (64,)),
+        *itertools.product((512,), (8,), (4,), (64, 80, 96)),
+        *itertools.product((1024,), (8,), (8,), (64, 80, 96)),
+        *itertools.product((512,), (8,), (8,), (48, 64)),
+        *itertools.product((256,), (16,), (4,), (80, 128)),
+        *itertools.product((256,), (8,), (2, 4), (64,)),
     ],
 }
 

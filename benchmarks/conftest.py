@@ -1,0 +1,135 @@
+"""Which cases are benchmarked, and what they need once a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import pytest
+import torch
+from fresh import Worker
+from measure import Case, draw, measure, mode_of, step_of, sync
+from rivals import ours, pairs
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LARGE = (32, 1, 1024, 1024)
+SHAPES = [(8, 1, 512, 512), LARGE, (4, 1, 128, 128), (2, 4, 96, 96, 96)]
+SMALL_SHAPES = [(2, 1, 64, 64), (1, 4, 16, 16, 16)]  # without a GPU the figures mean little
+SINGLES = ["bce", "dice", "iou", "tversky", "focal"]
+
+
+def all_cases() -> list[Case]:
+    """Every shape, pair of dtypes and direction."""
+    shapes = SHAPES if DEVICE == "cuda" else SMALL_SHAPES
+    dtypes = pairs() if DEVICE == "cuda" else [("float32", "float32"), ("float32", "uint8")]
+    return [
+        Case(s, *pair, backward) for s in shapes for pair in dtypes for backward in (False, True)
+    ]
+
+
+# The compiled rivals, whose compilation takes seconds each: forward and backward, the usual dtypes.
+COMPILED_PAIRS = [("float32", "float32"), ("float32", "uint8"), ("bfloat16", "uint8")]
+
+
+def compiled_cases() -> list[tuple[str, str, Case]]:
+    """(rival, loss, case) that are compiled for one shape."""
+    if DEVICE != "cuda":
+        return []
+    chosen = [("eager", "combined", Case(s, *p, True)) for s in SHAPES for p in COMPILED_PAIRS]
+    for rival in ("smp", "monai"):
+        chosen += [(rival, "combined", Case(LARGE, *p, True)) for p in COMPILED_PAIRS[::2]]
+        chosen.append((rival, "combined", Case(SHAPES[0], "float32", "float32", True)))
+    large = Case(LARGE, "float32", "float32", True)
+    return chosen + [("eager", name, large) for name in SINGLES]
+
+
+def dynamic_cases() -> list[tuple[str, str, Case]]:
+    """(rival, loss, case) that are compiled for all shapes."""
+    if DEVICE != "cuda":
+        return []
+    return [("eager", "combined", Case(LARGE, *p, True)) for p in COMPILED_PAIRS]
+
+
+def label_of(value: Any) -> str | None:
+    """Test ids."""
+    return value.label if isinstance(value, Case) else None
+
+
+@pytest.fixture(scope="session")
+def workers(request: pytest.FixtureRequest) -> Iterator[dict[Any, Worker]]:
+    """One process for each compiled rival that was collected; they compile at the same time."""
+    chosen = {
+        item.callspec.params["key"]
+        for item in request.session.items
+        if "workers" in getattr(item, "fixturenames", ())
+    }
+    started: dict[Any, Worker] = {}
+    at_once = max(1, (os.cpu_count() or 2) - 2)
+    pending = [key for key in compiled_cases() if key in chosen]
+    while pending:
+        batch, pending = pending[:at_once], pending[at_once:]
+        new = {key: Worker(*key) for key in batch}
+        for worker in new.values():
+            worker.wait()
+        started |= new
+    yield started
+    for worker in started.values():
+        worker.process.kill()
+
+
+def _compile(job: tuple[str, Case]) -> None:
+    name, case = job
+    small = case._replace(shape=(*case.shape[:2], 1, 64))  # specialises as the real shape does
+    step_of(ours(name, mode_of(case)), small, [draw(small, "cuda")])()
+
+
+@pytest.fixture(scope="session")
+def kernels_built(request: pytest.FixtureRequest) -> None:
+    """Our own kernels in Triton's cache before anything is timed, compiled by all cores."""
+    if DEVICE != "cuda":
+        return
+    jobs = {
+        (item.callspec.params["name"], item.callspec.params["case"]._replace(shape=(2, 1)))
+        for item in request.session.items
+        if "kernels_built" in getattr(item, "fixturenames", ())
+    }
+    with ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 2), get_context("spawn")) as pool:
+        list(pool.map(_compile, sorted(jobs)))
+
+
+@pytest.fixture
+def record(benchmark: Any) -> Any:
+    """Measure an implementation and keep its figures with the benchmark's own timing."""
+
+    def run(implementation: str, name: str, case: Case, loss: Any) -> None:
+        figures = measure(loss, case, DEVICE)
+        keep(benchmark, implementation, name, case, figures)
+        step = step_of(loss, case, [draw(case, DEVICE)])
+
+        def timed() -> None:
+            step()
+            sync(DEVICE)
+
+        benchmark.pedantic(timed, rounds=5, iterations=1, warmup_rounds=1)
+
+    return run
+
+
+def keep(benchmark: Any, implementation: str, name: str, case: Case, figures: dict) -> None:
+    """Write a row's figures where the JSON carries them."""
+    row = {"implementation": implementation, "loss": name, **case._asdict()}
+    row["shape"] = "x".join(map(str, case.shape))
+    benchmark.extra_info.update({**row, **figures})
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    """The device and the versions, in the JSON."""
+    import triton
+
+    machine_info["torch"], machine_info["triton"] = torch.__version__, triton.__version__
+    machine_info["device"] = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+    if DEVICE == "cuda":
+        machine_info["cuda"] = torch.version.cuda

@@ -1,0 +1,180 @@
+"""How the benchmarks measure: GPU time, wall time, launches, memory, and the floor."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+L2_BYTES = 64 << 20  # more than any L2 cache today's GPUs have for one kernel's reads (H100: 50 MB)
+
+
+class Case(NamedTuple):
+    """One problem: shape of the logits, dtypes, and whether the gradient is wanted."""
+
+    shape: tuple[int, ...]
+    logits: str
+    targets: str
+    backward: bool
+
+    @property
+    def label(self) -> str:
+        """For test ids and tables."""
+        way = "forward+backward" if self.backward else "forward"
+        return f"{'x'.join(map(str, self.shape))}-{self.logits}-{self.targets}-{way}"
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the inputs."""
+        size = getattr(torch, self.logits).itemsize + getattr(torch, self.targets).itemsize
+        return math.prod(self.shape) * size
+
+    @property
+    def moved_bytes(self) -> int:
+        """Two-read floor: each launch reads the inputs once, the second writes the gradient."""
+        if not self.backward:
+            return self.read_bytes
+        gradient = math.prod(self.shape) * getattr(torch, self.logits).itemsize
+        return 2 * self.read_bytes + gradient
+
+
+def mode_of(case: Case) -> str:
+    """The mode that a shape asks for."""
+    return "binary" if case.shape[1] == 1 else "multilabel"
+
+
+def draw(case: Case, device: str) -> tuple[Tensor, Tensor]:
+    """Random logits and masks; a third of the pixels are foreground."""
+    logits = (torch.randn(case.shape, device=device) * 3).to(getattr(torch, case.logits))
+    masks = (torch.rand(case.shape, device=device) < 0.3).to(getattr(torch, case.targets))
+    return logits.requires_grad_(case.backward), masks
+
+
+def input_sets(case: Case, device: str) -> list[tuple[Tensor, Tensor]]:
+    """Inputs to rotate among: together more than the cache holds, so that each read is one."""
+    wanted = -(-2 * L2_BYTES // case.read_bytes) if device == "cuda" else 1
+    return [draw(case, device) for _ in range(max(1, min(8, wanted)))]
+
+
+def step_of(loss: Loss, case: Case, sets: Sequence[tuple[Tensor, Tensor]]) -> Callable[[], Any]:
+    """One training step's share of the loss, on the next set of inputs."""
+    turn = itertools.cycle(sets)
+
+    def forward() -> Any:
+        return loss(*next(turn))
+
+    def both() -> Any:
+        logits, targets = next(turn)
+        logits.grad = None
+        loss(logits, targets).backward()
+
+    return both if case.backward else forward
+
+
+def sync(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def wall_us(step: Callable[[], Any], device: str, seconds: float = 0.1) -> float:
+    """Median microseconds a call of a loop of calls, the device waited for at its end only."""
+    for _ in range(3):
+        step()
+    sync(device)
+    start = time.perf_counter()
+    step()
+    sync(device)
+    once = time.perf_counter() - start
+    calls = max(1, min(200, int(seconds / 5 / max(once, 1e-6))))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(calls):
+            step()
+        sync(device)
+        times.append((time.perf_counter() - start) / calls)
+    return median(times) * 1e6
+
+
+def events_us(step: Callable[[], Any], rounds: int = 7, calls: int = 10) -> float:
+    """Median microseconds a call between two events around a run of calls, gaps included."""
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            step()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / calls * 1e3)
+    return median(times)
+
+
+def kernels_us(step: Callable[[], Any], calls: int = 8) -> tuple[float, float]:
+    """Microseconds of kernels a call (the profiler's, without gaps), and launches a call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as seen:
+        for _ in range(calls):
+            step()
+        torch.cuda.synchronize()
+    events = [e for e in seen.events() if e.device_type.name == "CUDA"]
+    return sum(e.device_time for e in events) / calls, len(events) / calls
+
+
+def peak_bytes(step: Callable[[], Any]) -> int:
+    """Peak memory above what was there before the step: gradient, saved tensors, workspace."""
+    step()
+    torch.cuda.synchronize()
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+_COPY: dict[str, float] = {}
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second of a device-to-device copy, read and written, of 1 GiB."""
+    if "cuda" not in _COPY:
+        source = torch.randn(1 << 28, device="cuda")
+        target = torch.empty_like(source)
+        for _ in range(3):
+            target.copy_(source)
+        time_us = events_us(lambda: target.copy_(source))
+        _COPY["cuda"] = 2 * source.nbytes / time_us * 1e6
+    return _COPY["cuda"]
+
+
+def measure(loss: Loss, case: Case, device: str) -> dict[str, Any]:
+    """All figures of one implementation of a loss on one case."""
+    sets = input_sets(case, device)
+    step = step_of(loss, case, sets)
+    figures: dict[str, Any] = {"wall_us": wall_us(step, device), "moved_bytes": case.moved_bytes}
+    if device == "cuda":
+        figures["events_us"] = events_us(step)
+        figures["gpu_us"], figures["launches"] = kernels_us(step)
+        if case.backward:
+            for logits, _ in sets:
+                logits.grad = None
+        figures["peak_mb"] = peak_bytes(step) / 1e6
+        bandwidth = copy_bandwidth()
+        floor_us = case.moved_bytes / bandwidth * 1e6
+        figures["copy_gb_s"] = bandwidth / 1e9
+        figures["floor_us"] = floor_us
+        figures["bandwidth_share"] = floor_us / figures["gpu_us"]
+        figures["floor_ratio"] = figures["gpu_us"] / floor_us
+    return figures
