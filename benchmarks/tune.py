@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fastseg_losses import CombinedSegmentationLoss, ops
+from fastseg_losses import CombinedSegmentationLoss, ops, plans
 from fastseg_losses.kernels.launch import Plan
 from fastseg_losses.kernels.tiles import ForwardTile, GradientTile
 
@@ -74,7 +74,7 @@ GRADIENT: dict[str, list[tuple[int, ...]]] = {
 
 def plan_of(logits: torch.Tensor, targets: torch.Tensor) -> Plan:
     """A fresh plan of the combined loss for these tensors."""
-    plan = ops._make_plan(CombinedSegmentationLoss().spec, (logits, targets, None, None, None))
+    plan = plans._make_plan(CombinedSegmentationLoss().spec, (logits, targets, None, None, None))
     assert plan is not None
     return plan
 

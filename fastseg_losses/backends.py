@@ -5,9 +5,15 @@ from __future__ import annotations
 import importlib
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastseg_losses import reference
+from fastseg_losses.inputs import check_inputs, check_stats_out, live_pixels
+from fastseg_losses.spec import LossSpec
+from fastseg_losses.stats import FIELDS, bad_targets_error
 
 BACKENDS = ("auto", "triton", "torch")
 MIN_TRITON = (3, 4)
@@ -89,3 +95,31 @@ def _trouble(device_type: str, index: int | None) -> str:
 def _warn_once(trouble: str) -> None:
     message = f"fastseg_losses falls back to plain PyTorch: {trouble}"
     warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+
+# ---- the torch backend
+
+
+def torch_loss(
+    spec: LossSpec, inputs: tuple[Any, ...], stats_out: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Loss and statistics row by the reference.
+
+    Args:
+        spec: what to compute.
+        inputs: logits, targets, valid, class_weights, pos_weight, as the caller passed them.
+        stats_out: where the row goes, or None.
+    """
+    logits, targets, valid, class_weights, pos_weight = inputs
+    sizes = check_inputs(spec.mode, *inputs)
+    x, t = logits.reshape(sizes), targets.reshape(sizes)
+    live = live_pixels(sizes, t, valid, spec.ignore_index)
+    loss, row = reference.loss_and_stats(spec, x, t, live, class_weights, pos_weight)
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        bad = int(row[FIELDS.index("bad_targets")])
+        if bad:
+            raise bad_targets_error(f"{bad} valid targets")
+    if stats_out is not None:
+        check_stats_out(stats_out, row.numel(), logits.device)
+        row = stats_out.copy_(row)
+    return loss, row

@@ -132,6 +132,27 @@ def _check_valid(mode: str, logits: Tensor, sizes: Sizes, valid: Tensor | None) 
         )
 
 
+def check_stats_out(stats_out: Tensor, size: int, device: torch.device) -> None:
+    """Check the tensor into which a caller wants the statistics written.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: its dtype, shape or device does not fit.
+    """
+    if not isinstance(stats_out, Tensor):
+        raise TypeError(f"stats_out: expected a torch.Tensor or None, got {stats_out!r}")
+    if (
+        stats_out.dtype != torch.float32
+        or tuple(stats_out.shape) != (size,)
+        or stats_out.device != device
+        or not stats_out.is_contiguous()
+    ):
+        raise ValueError(
+            f"stats_out: expected a contiguous float32 tensor of shape ({size},) on {device}, got "
+            f"{stats_out.dtype} {tuple(stats_out.shape)} on {stats_out.device}"
+        )
+
+
 def _product(shape: tuple[int, ...]) -> int:
     product = 1
     for size in shape:

@@ -1,7 +1,8 @@
-"""The one place that knows both torch and the kernels: launch plans, autograd, operators.
+"""Autograd and operators around the kernels; with `plans.py`, all that knows both torch and them.
 
 Eager calls go through an `autograd.Function` straight to a kept launch plan; compiled calls go
-through two `torch.library` operators, opaque to the compiler. Both end in the same two launches.
+through two `torch.library` operators, opaque to the compiler. Both end in the same two launches;
+for large float32 logits, eager calls take one that reads the inputs once (kernels/single.py).
 """
 
 from __future__ import annotations
@@ -12,21 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastseg_losses import reference
-from fastseg_losses.backends import takes_triton
-from fastseg_losses.inputs import Sizes, canonical_strides, check_inputs, live_pixels
+from fastseg_losses.backends import takes_triton, torch_loss
+from fastseg_losses.inputs import check_inputs, check_stats_out
+from fastseg_losses.plans import PLANS, Inputs, key_of, plan_for
 from fastseg_losses.spec import LossSpec
-from fastseg_losses.stats import FIELDS, bad_targets_error, stats_size
+from fastseg_losses.stats import bad_targets_error, stats_size
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
 
-MAX_PLANS = 1024  # a plan is about 5 kB; a training run has a handful of shapes
 # int32 a device, zeroed before any capture: a captured launch takes 1 + groups of them for good.
 CAPTURE_COUNTERS = 1 << 16
-
-# logits, targets, valid, class_weights, pos_weight
-Inputs = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]
 
 
 def segmentation_loss(
@@ -50,197 +47,69 @@ def segmentation_loss(
     Returns:
         The loss under the spec's reduction, and the row (None unless wanted).
     """
-    logits = inputs[0]
-    if not takes_triton(backend, logits):
-        return _torch_loss(spec, inputs, stats_out)
-    if torch.compiler.is_compiling():
-        check_inputs(spec.mode, *inputs)
-        loss, row, _ = loss_forward(*inputs, spec.key)
-        return loss, row if stats_out is None else stats_out.copy_(row)
-    plan, inputs = _plan(spec, inputs)
+    plan = None
+    compiling = torch.compiler.is_compiling()
+    if PLANS and not compiling and (backend == "auto" or backend == "triton"):
+        try:
+            # seen before: nothing is left to check
+            plan = PLANS.get(key_of(spec, inputs)) if inputs[0].is_cuda else None
+        except AttributeError:
+            plan = None  # no tensor: the long way says so
+    if plan is None:
+        if not takes_triton(backend, inputs[0]):
+            return torch_loss(spec, inputs, stats_out)
+        if compiling:
+            check_inputs(spec.mode, *inputs)
+            loss, row, _ = loss_forward(*inputs, spec.key)
+            return loss, row if stats_out is None else stats_out.copy_(row)
+        plan, inputs = plan_for(spec, inputs)
     _raise_alarm()
+    logits = inputs[0]
     if stats_out is not None:
-        _check_stats_out(stats_out, stats_size(spec.term_names), logits.device)
+        check_stats_out(stats_out, stats_size(spec.term_names), logits.device)
     elif want_stats:
-        size = stats_size(spec.term_names)
-        stats_out = torch.empty(size, dtype=torch.float32, device=logits.device)
+        stats_out = logits.new_empty(stats_size(spec.term_names), dtype=torch.float32)
     if logits.requires_grad and torch.is_grad_enabled():
         return _FusedLoss.apply(plan, stats_out, *inputs), stats_out
     return _launch_forward(plan, inputs, stats_out)[0], stats_out
 
 
-# ---- the torch backend
-
-
-def _torch_loss(spec: LossSpec, inputs: Inputs, stats_out: Tensor | None) -> tuple[Tensor, Tensor]:
-    logits, targets, valid, class_weights, pos_weight = inputs
-    sizes = check_inputs(spec.mode, *inputs)
-    x, t = logits.reshape(sizes), targets.reshape(sizes)
-    live = live_pixels(sizes, t, valid, spec.ignore_index)
-    loss, row = reference.loss_and_stats(spec, x, t, live, class_weights, pos_weight)
-    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        bad = int(row[FIELDS.index("bad_targets")])
-        if bad:
-            raise bad_targets_error(f"{bad} valid targets")
-    if stats_out is not None:
-        _check_stats_out(stats_out, row.numel(), logits.device)
-        row = stats_out.copy_(row)
-    return loss, row
-
-
-def _check_stats_out(stats_out: Tensor, size: int, device: torch.device) -> None:
-    if not isinstance(stats_out, Tensor):
-        raise TypeError(f"stats_out: expected a torch.Tensor or None, got {stats_out!r}")
-    if (
-        stats_out.dtype != torch.float32
-        or tuple(stats_out.shape) != (size,)
-        or stats_out.device != device
-        or not stats_out.is_contiguous()
-    ):
-        raise ValueError(
-            f"stats_out: expected a contiguous float32 tensor of shape ({size},) on {device}, got "
-            f"{stats_out.dtype} {tuple(stats_out.shape)} on {stats_out.device}"
-        )
-
-
-# ---- launch plans
-
-
-_PLANS: dict[tuple[Any, ...], Plan | None] = {}
-
-
-def _plan(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
-    """The launch plan for these tensors, made at first sight, and the tensors to launch it with."""
-    logits, targets, valid, class_weights, pos_weight = inputs
-    if not isinstance(targets, Tensor) or not (valid is None or isinstance(valid, Tensor)):
-        check_inputs(spec.mode, *inputs)  # says what is wrong
-    key = (
-        *(spec.key, logits.shape, logits.stride(), logits.dtype, logits.device),
-        *(targets.shape, targets.stride(), targets.dtype, targets.device, targets.requires_grad),
-        # compiled code may rely on pointers of 16 bytes
-        *(logits.data_ptr() % 16, targets.data_ptr() % 16),
-        *(_key_of(valid), _key_of(class_weights), _key_of(pos_weight)),
-    )
-    try:
-        plan = _PLANS[key]
-    except KeyError:
-        if len(_PLANS) >= MAX_PLANS:
-            _PLANS.clear()
-        plan = _PLANS[key] = _make_plan(spec, inputs)
-    if plan is None:  # pixels without one stride: the documented copy
-        live = valid if valid is None else valid.contiguous()
-        copies = (logits.contiguous(), targets.contiguous(), live)
-        return _plan(spec, (*copies, class_weights, pos_weight))
-    return plan, inputs
-
-
-def _key_of(tensor: Tensor | None) -> Any:
-    if tensor is None:
-        return None
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
-
-
-def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
-    from fastseg_losses.kernels import launch
-
-    logits, targets, valid, class_weights, pos_weight = inputs
-    sizes = check_inputs(spec.mode, *inputs)
-    gradient = torch.empty_like(logits, device="meta")
-    strides = [
-        canonical_strides(spec.mode, sizes, tensor) for tensor in (logits, targets, gradient)
-    ]
-    valid_kind, valid_strides = "none", (0, 0)
-    if valid is not None and valid.dim() == 1:
-        valid_kind, valid_strides = "sample", (valid.stride(0), 0)
-    elif valid is not None:
-        at = canonical_strides("binary", Sizes(sizes.N, 1, sizes.P), valid)
-        strides.append(at)
-        valid_kind, valid_strides = "pixel", (0, 0) if at is None else (at[0], at[2])
-    if None in strides:
-        return None
-    device = logits.device
-    layout = launch.Layout(
-        *sizes,
-        *strides[:3],
-        valid=valid_strides,
-        logits_bytes=logits.element_size(),
-        targets_bytes=targets.element_size(),
-        targets_kind=_kind_of(targets.dtype),
-        valid_kind=valid_kind,
-        pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
-    )
-    multiprocessors = 1
-    if device.type == "cuda":
-        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    ptx = device.type == "cuda" and torch.version.hip is None
-    formula = _formula(spec, pos_weight is not None)
-    return launch.Plan(layout, formula, launch.Device(multiprocessors, ptx))
-
-
-def _kind_of(dtype: torch.dtype) -> str:
-    if dtype.is_floating_point:
-        return "soft"
-    return "signed" if dtype.is_signed else "unsigned"
-
-
-def _formula(spec: LossSpec, has_pos_weight: bool) -> Any:
-    """The spec in the kernels' terms: which device functions, and their numbers."""
-    from fastseg_losses.kernels import launch
-
-    names = []
-    alpha_neg, alpha_pos, gamma, smoothing = 1.0, 1.0, 0.0, 0.0
-    for term in spec.points:
-        if term.name == "bce":
-            smoothing = term.label_smoothing
-            names.append("weighted_bce" if smoothing or has_pos_weight else "bce")
-        else:
-            gamma = term.gamma
-            if term.alpha is not None:
-                alpha_neg, alpha_pos = 1.0 - term.alpha, term.alpha
-            names.append("focal_squared" if gamma == 2.0 else "focal")
-    return launch.Formula(
-        points=tuple(names),
-        point_weights=tuple(term.weight for term in spec.points),
-        region_weights=tuple(term.weight for term in spec.regions),
-        region_params=tuple((r.alpha, r.beta, r.smooth, r.gamma) for r in spec.regions),
-        logs=tuple(term.log_loss for term in spec.regions),
-        term_params=(alpha_neg, alpha_pos, gamma, smoothing),
-        reduction=spec.reduction,
-        batch=spec.batch,
-        skip_absent=spec.absent == "skip",
-        ignore_index=None if spec.ignore_index is None else float(spec.ignore_index),
-    )
-
-
 # ---- the little state that launches share
 
 
-_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+_ASSUMED: dict[torch.device, Tensor] = {}  # see _settle_kernel
 _CAPTURED: dict[torch.device, tuple[Tensor, int]] = {}  # counters for captures, how many are taken
 _UNREAD: dict[torch.device, Tensor] = {}
 _ALARM: list[Any] = []  # an int32 in pinned host memory that the kernel sets on bad targets
 
 
-def _counters(groups: int, device: torch.device, stream: int) -> Tensor:
+def _counters(plan: Plan, device: torch.device, stream: int) -> Tensor:
     """Zeroed counters that no launch in flight shares.
 
     Launches of one stream follow each other, and each leaves its counters at 0. A captured launch
     may be replayed beside any other, so it gets counters of its own.
     """
-    size = 1 + groups
+    size = 1 + plan.groups
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         slab, taken = _CAPTURED.get(device, (None, 0))
         if slab is None or taken + size > slab.numel():
             return torch.zeros(size, dtype=torch.int32, device=device)  # one more node a replay
         _CAPTURED[device] = slab, taken + size
         return slab[taken : taken + size]
-    counters = _COUNTERS.get((device, stream))
-    if counters is None or counters.numel() < size:
-        counters = torch.zeros(max(size, 1024), dtype=torch.int32, device=device)
-        _COUNTERS[device, stream] = counters
+    counters = plan.counters.get(stream)
+    if counters is None:
+        counters = torch.zeros(size, dtype=torch.int32, device=device)
+        plan.counters[stream] = counters
         if device.type == "cuda" and device not in _CAPTURED:
             _CAPTURED[device] = torch.zeros(CAPTURE_COUNTERS, dtype=torch.int32, device=device), 0
     return counters
+
+
+def _assumed(device: torch.device) -> Tensor:
+    """The upstream gradient that came last, 1 at first: the best guess at the next one."""
+    if device not in _ASSUMED:
+        _ASSUMED[device] = torch.ones(1, dtype=torch.float32, device=device)
+    return _ASSUMED[device]
 
 
 def _unread(device: torch.device) -> Tensor:
@@ -263,25 +132,57 @@ def _raise_alarm() -> None:
         raise bad_targets_error("some of an earlier call")
 
 
-# ---- the two launches
+# ---- the launches
 
 
 def _launch_forward(
     plan: Plan, inputs: Inputs, row: Tensor | None, table: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The loss and the table that backward needs; the statistics go into `row`."""
-    device = inputs[0].device
+    logits = inputs[0]
+    device = logits.device
     if _is_foreign(device):
         with torch.cuda.device(device):
             return _launch_forward(plan, inputs, row, table)
-    loss = torch.empty(plan.loss_shape, dtype=torch.float32, device=device)
-    scratch = torch.empty(plan.scratch_size, dtype=torch.float32, device=device)
-    table = scratch if table is None else table  # one allocation for both costs 1 us less
+    loss = logits.new_empty(plan.loss_shape, dtype=torch.float32)
+    scratch = logits.new_empty(plan.scratch_size, dtype=torch.float32)
+    table = scratch if table is None else table  # one allocation for both costs 4 us less
     row = _unread(device) if row is None else row
     stream = _stream(device)
-    counters = _counters(plan.groups, device, stream)
+    counters = _counters(plan, device, stream)
     plan.forward((loss, row, table, scratch, counters, _alarm(device), *inputs), stream)
     return loss, table
+
+
+def _launch_single(plan: Plan, inputs: Inputs, row: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, table and the gradient for the assumed upstream gradient."""
+    logits, targets, _, _, pos_weight = inputs
+    device = logits.device
+    if _is_foreign(device):
+        with torch.cuda.device(device):
+            return _launch_single(plan, inputs, row)
+    loss = logits.new_empty((), dtype=torch.float32)
+    scratch = logits.new_empty(plan.single.scratch_size, dtype=torch.float32)
+    dlogits = torch.empty_like(logits)
+    row = _unread(device) if row is None else row
+    stream = _stream(device)
+    counters = _counters(plan, device, stream)
+    if targets.dtype == torch.bool:
+        targets = targets.view(torch.uint8)
+    outputs = (loss, row, scratch, scratch, counters, _alarm(device), dlogits)
+    plan.single.forward((*outputs, logits, targets, pos_weight, _assumed(device)), stream)
+    return loss, scratch, dlogits
+
+
+def _settle(plan: Plan, table: Tensor, dlogits: Tensor, dloss: Tensor) -> Tensor:
+    """Make the gradient of `_launch_single` that for the upstream gradient that came."""
+    device = dlogits.device
+    if _is_foreign(device):
+        with torch.cuda.device(device):
+            return _settle(plan, table, dlogits, dloss)
+    used = table[plan.single.used]
+    plan.single.settle((dlogits, _assumed(device), dloss, used), _stream(device))
+    return dlogits
 
 
 def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -> Tensor:
@@ -314,28 +215,37 @@ def _is_foreign(device: torch.device) -> bool:
 
 
 class _FusedLoss(torch.autograd.Function):
-    """The two launches as one differentiable step; keeps the caller's tensors and the table."""
+    """The launches as one differentiable step; keeps the caller's tensors and the table."""
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, row: Tensor | None, *inputs: Any) -> Tensor:
-        loss, ctx.table = _launch_forward(plan, inputs, row)
         ctx.plan = plan
         ctx.save_for_backward(*inputs)
+        if plan.single is None:
+            ctx.gradient = None
+            loss, ctx.table = _launch_forward(plan, inputs, row)
+        else:
+            loss, ctx.table, ctx.gradient = _launch_single(plan, inputs, row)
         return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> Any:
         # Grad mode is on under create_graph only; the guard costs 3 us.
-        gradient = _guarded_backward if torch.is_grad_enabled() else _launch_backward_of
+        gradient = _guarded_gradient if torch.is_grad_enabled() else _gradient
         return None, None, gradient(ctx, dloss), None, None, None, None
 
 
-def _launch_backward_of(ctx: Any, dloss: Tensor) -> Tensor:
-    return _launch_backward(ctx.plan, ctx.saved_tensors, ctx.table, dloss)
+def _gradient(ctx: Any, dloss: Tensor) -> Tensor:
+    inputs = ctx.saved_tensors
+    if ctx.gradient is None:
+        return _launch_backward(ctx.plan, inputs, ctx.table, dloss)
+    # Given away once: a second backward through a retained graph computes its own.
+    dlogits, ctx.gradient = ctx.gradient, None
+    return _settle(ctx.plan, ctx.table, dlogits, dloss)
 
 
 # Differentiating the gradient once more raises.
-_guarded_backward = once_differentiable(_launch_backward_of)
+_guarded_gradient = once_differentiable(_gradient)
 
 
 # ---- compiled: operators
@@ -352,7 +262,7 @@ def loss_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, statistics row and table (what backward needs of the sums), for a `LossSpec.key`."""
     parsed = LossSpec.from_key(spec)
-    plan, inputs = _plan(parsed, (logits, targets, valid, class_weights, pos_weight))
+    plan, inputs = plan_for(parsed, (logits, targets, valid, class_weights, pos_weight))
     row = logits.new_empty(stats_size(parsed.term_names), dtype=torch.float32)
     table = logits.new_empty(plan.table_size, dtype=torch.float32)
     loss, _ = _launch_forward(plan, inputs, row, table)
@@ -385,7 +295,7 @@ def loss_backward(
 ) -> Tensor:
     """Gradient of the loss with respect to the logits."""
     inputs = (logits, targets, valid, class_weights, pos_weight)
-    plan, inputs = _plan(LossSpec.from_key(spec), inputs)
+    plan, inputs = plan_for(LossSpec.from_key(spec), inputs)
     return _launch_backward(plan, inputs, table, dloss)
 
 

@@ -80,25 +80,24 @@ def region_term(overlap, mass, target, term, LOG: tl.constexpr):
 
 
 @triton.jit
-def pick(record, k: tl.constexpr):
+def pick(record, column, k: tl.constexpr):
     """Entry k of a record; where, not a product: another entry may be inf or NaN."""
-    return tl.sum(tl.where(tl.arange(0, RECORD) == k, record, 0.0), 0)
+    return tl.sum(tl.where(column == k, record, 0.0), 0)
 
 
 @triton.jit
-def reduce_records(records_ptr, rows, first, inner, jump):
+def reduce_records(records_ptr, rows, first, inner, jump, row, column):
     """The sum (LARGEST: the maximum) of `rows` records in runs of `inner`, one run every `jump`."""
-    column = tl.arange(0, RECORD)[None, :]
-    total = tl.zeros([BLOCK_ROWS, RECORD], tl.float32)
-    peak = tl.full([BLOCK_ROWS, RECORD], float("-inf"), tl.float32)
+    total = (row[:, None] + column[None, :]).to(tl.float32) * 0.0
+    peak = total + float("-inf")
     for start in range(0, rows, BLOCK_ROWS):
-        r = start + tl.arange(0, BLOCK_ROWS)[:, None]
-        here = (r < rows) & (column >= 0)
-        at = (first + (r // inner) * jump + r % inner) * RECORD + column
+        r = start + row[:, None]
+        here = (r < rows) & (column[None, :] >= 0)
+        at = (first + (r // inner) * jump + r % inner) * RECORD + column[None, :]
         record = tl.load(records_ptr + at, mask=here, other=0.0, cache_modifier=".cg")
         total += record
         peak = tl.maximum(peak, tl.where(here, record, float("-inf")))
-    return tl.where(tl.arange(0, RECORD) == LARGEST, tl.max(peak, 0), tl.sum(total, 0))
+    return tl.where(column == LARGEST, tl.max(peak, 0), tl.sum(total, 0))
 
 
 @triton.jit
@@ -128,11 +127,13 @@ def finish_group(
     SKIP_ABSENT: tl.constexpr,
 ):
     """Reduce one group's partial records; store its own, and its gradient coefficients."""
-    record = reduce_records(partials_ptr, rows, first, inner, jump)
-    overlap = pick(record, OVERLAP)
-    mass = pick(record, MASS)
-    target = pick(record, TARGET)
-    valid = pick(record, VALID)
+    column = tl.arange(0, RECORD)
+    row = tl.arange(0, BLOCK_ROWS)
+    record = reduce_records(partials_ptr, rows, first, inner, jump, row, column)
+    overlap = pick(record, column, OVERLAP)
+    mass = pick(record, column, MASS)
+    target = pick(record, column, TARGET)
+    valid = pick(record, column, VALID)
     if REDUCTION == "sums":
         tl.store(loss_ptr + g, overlap)
         tl.store(loss_ptr + G + g, mass)
@@ -142,7 +143,6 @@ def finish_group(
     if SKIP_ABSENT:
         counts = counts & (target > 0.0)
 
-    column = tl.arange(0, RECORD)
     record = tl.where(column == COUNTED, tl.where(counts, 1.0, 0.0), record)
     loss = 0.0
     d_overlap = 0.0
@@ -163,7 +163,7 @@ def finish_group(
         share = tl.where(valid > 0.0, weight / tl.maximum(valid, 1.0), 0.0)
     for k in tl.static_range(NUM_POINT):
         tl.store(coefs_ptr + (2 + k) * G + g, point_weights[k] * share)
-        value = point_weights[k] * share * pick(record, FIRST_POINT + k)
+        value = point_weights[k] * share * pick(record, column, FIRST_POINT + k)
         loss += tl.where(valid > 0.0, value, 0.0)
     if REDUCTION == "none":
         tl.store(loss_ptr + g, loss)
@@ -182,6 +182,8 @@ def finish_loss(
     # sizes
     C,
     G,
+    row,  # 0 to BLOCK_G - 1
+    column,  # 0 to RECORD - 1
     # scalars
     point_weights,
     region_weights,
@@ -191,14 +193,13 @@ def finish_loss(
     REDUCTION: tl.constexpr,
 ):
     """Reduce the groups to the loss, the terms' mean values, the normalisers, the statistics."""
-    column = tl.arange(0, RECORD)[None, :]
-    total = tl.zeros([BLOCK_G, RECORD], tl.float32)
-    weighted = tl.zeros([BLOCK_G, RECORD], tl.float32)
-    peak = tl.full([BLOCK_G, RECORD], float("-inf"), tl.float32)
+    total = (row[:, None] + column[None, :]).to(tl.float32) * 0.0
+    weighted = total
+    peak = total + float("-inf")
     for start in range(0, G, BLOCK_G):
-        g = start + tl.arange(0, BLOCK_G)[:, None]
-        here = (g < G) & (column >= 0)
-        at = g * RECORD + column
+        g = start + row[:, None]
+        here = (g < G) & (column[None, :] >= 0)
+        at = g * RECORD + column[None, :]
         record = tl.load(groups_ptr + at, mask=here, other=0.0, cache_modifier=".cg")
         total += record
         peak = tl.maximum(peak, tl.where(here, record, float("-inf")))
@@ -210,21 +211,21 @@ def finish_loss(
     else:
         weighted = total
 
-    point_norm = pick(weighted, VALID)
-    region_norm = pick(weighted, COUNTED)
+    point_norm = pick(weighted, column, VALID)
+    region_norm = pick(weighted, column, COUNTED)
     point_norm = tl.where(point_norm > 0.0, 1.0 / point_norm, 0.0)
     region_norm = tl.where(region_norm > 0.0, 1.0 / region_norm, 0.0)
     mean_loss = 0.0
     sum_loss = 0.0
     for k in tl.static_range(NUM_POINT):
-        term = pick(weighted, FIRST_POINT + k)
+        term = pick(weighted, column, FIRST_POINT + k)
         # where: nothing valid is 0, whatever the sum holds
         value = tl.where(point_norm > 0.0, term * point_norm, 0.0)
         tl.store(stats_ptr + NUM_FIELDS + k, value)
         mean_loss += point_weights[k] * value
         sum_loss += point_weights[k] * term
     for r in tl.static_range(NUM_REGION):
-        term = pick(weighted, FIRST_REGION + r)
+        term = pick(weighted, column, FIRST_REGION + r)
         value = tl.where(region_norm > 0.0, term * region_norm, 0.0)
         tl.store(stats_ptr + NUM_FIELDS + NUM_POINT + r, value)
         mean_loss += region_weights[r] * value
@@ -239,17 +240,17 @@ def finish_loss(
         tl.store(norms_ptr, 1.0)
         tl.store(norms_ptr + 1, 1.0)
 
-    valid = pick(total, VALID)
+    valid = pick(total, column, VALID)
     share = tl.where(valid > 0.0, 1.0 / valid, 0.0)
-    largest = pick(tl.max(peak, 0), LARGEST)
-    predicted = pick(total, PREDICTED)
-    actual = pick(total, ACTUAL)
-    hit = pick(total, HIT)
-    bad = pick(total, BAD_TARGETS)
+    largest = pick(tl.max(peak, 0), column, LARGEST)
+    predicted = pick(total, column, PREDICTED)
+    actual = pick(total, column, ACTUAL)
+    hit = pick(total, column, HIT)
+    bad = pick(total, column, BAD_TARGETS)
     # the order of stats.FIELDS
     tl.store(stats_ptr, mean_loss)
-    tl.store(stats_ptr + 1, pick(total, MASS) * share)
-    tl.store(stats_ptr + 2, pick(total, TARGET) * share)
+    tl.store(stats_ptr + 1, pick(total, column, MASS) * share)
+    tl.store(stats_ptr + 2, pick(total, column, TARGET) * share)
     tl.store(stats_ptr + 3, 1.0 / (1.0 + tl.exp2(-largest * LOG2E)))
     tl.store(stats_ptr + 4, predicted * share)
     tl.store(stats_ptr + 5, actual * share)
@@ -257,7 +258,7 @@ def finish_loss(
     tl.store(stats_ptr + 7, predicted - hit)
     tl.store(stats_ptr + 8, actual - hit)
     tl.store(stats_ptr + 9, valid)
-    tl.store(stats_ptr + 10, pick(total, NONFINITE))
+    tl.store(stats_ptr + 10, pick(total, column, NONFINITE))
     tl.store(stats_ptr + 11, bad)
     if alarm_ptr is not None:
         if bad > 0.0:

@@ -163,3 +163,37 @@ def _gradient_kernel(
     else:
         zero = tl.zeros([ROWS, WIDTH], tl.float32)
         store_tile(dlogits_ptr, start, dlogits_stride_p, zero, inside, ROWS, WIDTH, UNIT, True)
+
+
+@triton.jit(do_not_specialize=("dloss_ptr", "used_ptr", "assumed_ptr"))
+def _settle_kernel(
+    # outputs
+    dlogits_ptr,  # (SIZE,), the gradient for the upstream gradient that was assumed
+    assumed_ptr,  # (1,) what to assume next time
+    # inputs
+    dloss_ptr,  # () the upstream gradient that came
+    used_ptr,  # (1,) the one that was assumed
+    # sizes
+    SIZE,
+    # constexprs
+    BLOCK: tl.constexpr,
+):
+    """Multiply the gradient where the upstream gradient is not the assumed one.
+
+    Only powers of two are assumed: to divide by one again is exact, so the gradient's bits do not
+    depend on what was assumed.
+    """
+    pid = tl.program_id(0)
+    dloss = tl.load(dloss_ptr).to(tl.float32)
+    used = tl.load(used_ptr)
+    if pid == 0:
+        bits = dloss.to(tl.int32, bitcast=True)
+        exponent = (bits >> 23) & 0xFF
+        if ((bits & 0x7FFFFF) == 0) & (exponent > 0) & (exponent < 0xFF):
+            tl.store(assumed_ptr, dloss)
+    if dloss != used:
+        factor = dloss / used
+        for block in range(pid, tl.cdiv(SIZE, BLOCK), tl.num_programs(0)):
+            at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            here = at < SIZE
+            tl.store(dlogits_ptr + at, tl.load(dlogits_ptr + at, mask=here) * factor, mask=here)

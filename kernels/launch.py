@@ -67,6 +67,16 @@ class Device(NamedTuple):
 
     multiprocessors: int
     ptx: bool
+    hopper: bool = False
+
+
+def columns_of(layout: Layout, formula: Formula) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """The sums that a forward launch takes beside the pointwise terms, and all their columns."""
+    sums, columns = terms.SUMS, SUM_COLUMNS
+    if layout.targets_kind != "soft":
+        sums, columns = terms.HARD_SUMS, HARD_SUM_COLUMNS
+    first = finalize.FIRST_POINT.value
+    return sums, (*columns, *(first + k for k in range(len(formula.points))))
 
 
 class Plan:
@@ -113,6 +123,8 @@ class Plan:
             "ALIGNED": unit and aligned,
             "PTX": device.ptx,
         }
+        self.counters: dict[int, Any] = {}  # by stream
+        self.single: Any = None  # see single_plan.py
         self._forward: Launcher | None = None
         self._backward: Launcher | None = None
 
@@ -131,9 +143,7 @@ class Plan:
     def forward_launch(self) -> "Launch":
         """The forward launch, without its tensors."""
         at, f, tile = self.layout, self.formula, self._forward_tile
-        sums, columns = terms.SUMS, SUM_COLUMNS
-        if at.targets_kind != "soft":
-            sums, columns = terms.HARD_SUMS, HARD_SUM_COLUMNS
+        sums, columns = columns_of(at, f)
         scalars = (
             *(at.N, at.C, at.P, self.splits),
             *(*at.logits, *at.targets, *at.valid, at.pos_weight_stride),
@@ -141,7 +151,6 @@ class Plan:
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             0.0 if f.ignore_index is None else f.ignore_index,
         )
-        columns += tuple(finalize.FIRST_POINT.value + k for k in range(len(f.points)))
         if at.valid_kind == "pixel" or f.ignore_index is not None:
             columns += (finalize.VALID.value,)
         constexprs = {
@@ -205,9 +214,8 @@ class Launch(NamedTuple):
             return lambda tensors, numbers, stream: kernel[grid](
                 *tensors, *numbers, *self.scalars, **self.constexprs
             )
-        compiled = kernel.warmup(
-            *variables, *self.scalars, **self.constexprs, grid=grid, **self.options
-        )
+        named = {**self.constexprs, **self.options}  # Gluon kernels take num_warps in both roles
+        compiled = kernel.warmup(*variables, *self.scalars, **named, grid=grid)
         run = compiled[grid]
         names = kernel.arg_names[len(variables) + len(self.scalars) :]
         tail = (*self.scalars, *(self.constexprs[name] for name in names))
@@ -216,4 +224,35 @@ class Launch(NamedTuple):
             addresses = [None if t is None else t.data_ptr() for t in tensors]
             run(*addresses, *numbers, *tail, stream=stream)
 
-        return launch
+        direct = _direct_launcher(compiled)
+        if direct is None:
+            return launch
+        start, rest = direct
+        hooks = triton.knobs.runtime
+
+        def launch_directly(
+            tensors: Sequence[Any], numbers: tuple[int, ...], stream: int | None
+        ) -> None:
+            if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler's
+                return launch(tensors, numbers, stream)
+            addresses = [None if t is None else t.data_ptr() for t in tensors]
+            start(*grid, stream, *rest, *addresses, *numbers, *tail)
+
+        return launch_directly
+
+
+def _direct_launcher(compiled: Any) -> tuple[Callable[..., None], tuple[Any, ...]] | None:
+    """Triton's C launcher and what it takes between the stream and the kernel's arguments.
+
+    Its Python around it costs 5 us a launch, most of it for hooks that are not set. Only for the
+    release whose launcher this was written and measured with; None: call the public way.
+    """
+    launcher = compiled.run
+    if not triton.__version__.startswith("3.6.") or type(launcher).__name__ != "CudaLauncher":
+        return None
+    if launcher.global_scratch_size or launcher.profile_scratch_size:
+        return None
+    modes = (launcher.launch_cooperative_grid, launcher.launch_pdl)
+    no_scratch, no_hooks = (None, None), (None, None, None)
+    rest = (compiled.function, *modes, *no_scratch, compiled.packed_metadata, *no_hooks)
+    return launcher.launch, rest

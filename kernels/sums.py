@@ -19,6 +19,7 @@ NONFINITE = finalize.NONFINITE
 BAD_TARGETS = finalize.BAD_TARGETS
 FIRST_REGION = finalize.FIRST_REGION
 NORMS = finalize.NORMS
+BLOCK_G = finalize.BLOCK_G
 
 
 @triton.jit
@@ -277,6 +278,7 @@ def _sums_forward_kernel(
             tl.debug_barrier()
             finish_loss(
                 loss_ptr, stats_ptr, table_ptr, alarm_ptr, groups_ptr, class_weights_ptr,
-                C, G, point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION,
+                C, G, tl.arange(0, BLOCK_G), column,
+                point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION,
             )  # fmt: skip
             tl.store(counters_ptr, 0)

@@ -88,16 +88,26 @@ def log1p_unit(e):
 
 
 @triton.jit
+def excess(a, b):
+    """What (1 + a)(1 + b) exceeds 1 by."""
+    return a * (1.0 + b) + b
+
+
+@triton.jit
 def log1p_total(e, PTX: tl.constexpr):
     """Sum of log(1 + e) over the neighbours, relative error 4e-7, with one logarithm for all.
 
-    The logarithm of the product of 1 + e, whose excess over 1 grows by (1 + a)(1 + b) - 1.
+    It is the logarithm of the product of 1 + e, of which we carry the excess over 1.
     """
-    for _ in tl.static_range(4):  # up to 16 neighbours
-        if e.shape[1] > 1:
-            a, b = tl.split(tl.reshape(e, [e.shape[0], e.shape[1] // 2, 2]))
-            e = a * (1.0 + b) + b
-    e = tl.reshape(e, [e.shape[0]])
+    if PTX:
+        e = tl.reduce(e, 1, excess)
+    else:
+        # the interpreter would run a reduction with a function of ours element by element
+        for _ in tl.static_range(4):  # up to 16 neighbours
+            if e.shape[1] > 1:
+                a, b = tl.split(tl.reshape(e, [e.shape[0], e.shape[1] // 2, 2]))
+                e = excess(a, b)
+        e = tl.reshape(e, [e.shape[0]])
     return tl.where(e < 1.0, log1p_unit(tl.minimum(e, 1.0)), log2(1.0 + e, PTX) * LN2)
 
 

@@ -41,6 +41,52 @@ def gradient_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> Gradient
     return GradientTile(rows=256, width=8, num_warps=4, registers=128)
 
 
+class SingleTile(NamedTuple):
+    """Teams of the single launch; a program's slice of a group, in tiles of 4 pixels a thread."""
+
+    team: int
+    teams: int
+    tiles: int
+    num_warps: int
+    slots: int  # slices in shared memory
+    lag: int  # groups between the sums and the gradient
+
+
+SHARED_BYTES = 220 << 10  # of 227 KiB a program may have on Hopper; reductions need a little
+# Below, the inputs are still in the cache when they are read a second time.
+SINGLE_BYTES = 100 << 20
+
+
+def single_tile(
+    groups: int, pixels: int, targets_bytes: int, multiprocessors: int
+) -> SingleTile | None:
+    """Teams for the single launch with float32 logits; None where two launches serve better.
+
+    One program a multiprocessor. As many teams as possible work on a group each, as long as the
+    group's slices fit into shared memory; of these the division that leaves least idle.
+    """
+    pixel_bytes = 4 + targets_bytes
+    if groups * pixels * pixel_bytes < SINGLE_BYTES:
+        return None
+    num_warps, slots, lag = 8, 3, 1
+    tile = 4 * 32 * num_warps
+    most = SHARED_BYTES // (slots * tile * pixel_bytes)
+    best, best_share = None, 0.0
+    for teams in range(1, min(groups, multiprocessors) + 1):
+        team = multiprocessors // teams
+        tiles = -(-pixels // (team * tile))
+        if tiles > most:
+            break  # more teams are smaller
+        steps = -(-groups // teams)
+        team = -(-pixels // (tiles * tile))
+        share = groups * pixels / (steps * multiprocessors * tiles * tile)
+        # Small slices pay for the exchange between programs, 4 us a step.
+        share *= tiles / (tiles + 1)
+        if share > best_share:
+            best, best_share = SingleTile(team, teams, tiles, num_warps, slots, lag), share
+    return best if best_share > 0.7 else None
+
+
 def programs_per_group(groups: int, pixels: int, tile: ForwardTile, multiprocessors: int) -> int:
     """How many programs share a group's pixels: the device filled once, none without a tile.
 

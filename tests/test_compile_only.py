@@ -5,7 +5,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastseg_losses.kernels import launch
+from fastseg_losses.kernels import launch, single_plan
 
 pytestmark = pytest.mark.compile_only
 
@@ -67,7 +67,7 @@ def type_of(value):
     return "fp32" if isinstance(value, float) else "i32"
 
 
-def build(plan_launch, pointers, target):
+def build(plan_launch, pointers, target, source_of=ASTSource):
     """Compile a launch as the device would, without one."""
     kernel = plan_launch.kernel
     numbers = iter(plan_launch.scalars)
@@ -82,7 +82,7 @@ def build(plan_launch, pointers, target):
         else:
             signature[name] = type_of(next(numbers))
     assert next(numbers, None) is None, "more numbers than the kernel takes"
-    source = ASTSource(kernel, signature, constants, attributes)
+    source = source_of(kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=plan_launch.options)
 
 
@@ -146,6 +146,33 @@ def test_every_variant_builds(target, variant):
     plan = make_plan("bfloat16", targets, ptx=target.startswith("sm"), **options)
     valid = plan.layout.valid_kind != "none"
     build_both(plan, "bfloat16", targets, TARGETS[target], valid=valid, weights=weights)
+
+
+@pytest.mark.parametrize("targets", ["float32", "uint8"])
+def test_the_single_launch_builds(targets):
+    """Written in Gluon, whose names change: it must build with the Triton at hand."""
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    N, C, P = 32, 1, 1 << 20
+    strides = (C * P, P, 1)
+    kind = "soft" if targets == "float32" else "unsigned"
+    layout = launch.Layout(
+        *(N, C, P, strides, strides, strides, (0, 0), 4, BYTES[targets], kind, "none", 0)
+    )
+    formula = make_plan("float32", targets, ptx=True).formula
+    plan = single_plan.plan_single(layout, formula, launch.Device(132, True, hopper=True))
+    assert plan is not None
+    pointers = {
+        **dict.fromkeys(("loss_ptr", "stats_ptr", "table_ptr", "workspace_ptr"), "*fp32"),
+        **dict.fromkeys(("counters_ptr", "alarm_ptr"), "*i32"),
+        **dict.fromkeys(("dlogits_ptr", "logits_ptr", "assumed_ptr"), "*fp32"),
+        **{"targets_ptr": POINTERS[targets], "pos_weight_ptr": None},
+    }
+    kernel = build(plan.forward_launch(), pointers, TARGETS["sm_90"], GluonASTSource)
+    assert "cp.async" in kernel.asm["ptx"]
+    assert kernel.metadata.shared <= 227 << 10
+    settle = dict.fromkeys(("dlogits_ptr", "assumed_ptr", "dloss_ptr", "used_ptr"), "*fp32")
+    build(plan.settle_launch(), settle, TARGETS["sm_90"])
 
 
 def test_the_portable_twin_builds_on_nvidia_too():

@@ -13,6 +13,7 @@ from fastseg_losses import (
     DiceLoss,
     backends,
     ops,
+    plans,
     region_sums,
 )
 
@@ -170,7 +171,7 @@ def test_many_groups_and_many_programs(device):
     criterion = CombinedSegmentationLoss(backend="triton")
     criterion(logits, targets)
     plan_programs = [
-        plan.splits for plan in ops._PLANS.values() if plan and plan.layout.P == 60_000
+        plan.splits for plan in plans.PLANS.values() if plan and plan.layout.P == 60_000
     ]
     assert plan_programs and max(plan_programs) > 1
     check_against_float64(CombinedSegmentationLoss, logits, targets)
@@ -290,7 +291,8 @@ def test_counters_are_left_at_zero(device):
     for shape in ((2, 1, 40_000), (3, 4, 9, 9)):
         logits, targets = draw(shape, device)
         CombinedSegmentationLoss(mode="multilabel", backend="triton")(logits, targets)
-    assert all((counters == 0).all() for counters in ops._COUNTERS.values())
+    counters = [c for plan in plans.PLANS.values() if plan for c in plan.counters.values()]
+    assert counters and all((c == 0).all() for c in counters)
 
 
 def test_upstream_gradients(device):
@@ -405,12 +407,12 @@ def test_an_old_triton_is_named(monkeypatch):
 
 
 def test_plans_are_kept_and_bounded(monkeypatch, device):
-    monkeypatch.setattr(ops, "MAX_PLANS", 3)
-    ops._PLANS.clear()
+    monkeypatch.setattr(plans, "MAX_PLANS", 3)
+    plans.PLANS.clear()
     criterion = DiceLoss(backend="triton")
     for width in (4, 5, 6, 7):
         logits, targets = draw((1, 1, width, 4), device)
         criterion(logits, targets)
         criterion(logits.clone(), targets.clone())
-    assert len(ops._PLANS) <= 3
+    assert len(plans.PLANS) <= 3
     assert copy.deepcopy(criterion).spec == criterion.spec

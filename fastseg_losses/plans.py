@@ -1,0 +1,142 @@
+"""From tensors to launch plans; with `ops.py`, all that knows both torch and the kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastseg_losses.inputs import Sizes, canonical_strides, check_inputs
+from fastseg_losses.spec import LossSpec
+
+if TYPE_CHECKING:
+    from fastseg_losses.kernels.launch import Plan
+
+MAX_PLANS = 1024  # a plan is about 5 kB; a training run has a handful of shapes
+
+# logits, targets, valid, class_weights, pos_weight
+Inputs = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]
+
+PLANS: dict[tuple[Any, ...], Plan | None] = {}
+
+
+def key_of(spec: LossSpec, inputs: Inputs) -> tuple[Any, ...]:
+    """What a plan depends on.
+
+    Raises:
+        AttributeError: something is no tensor.
+    """
+    logits, targets, valid, class_weights, pos_weight = inputs
+    return (
+        *(spec.key, logits.shape, logits.stride(), logits.dtype, logits.device),
+        *(targets.shape, targets.stride(), targets.dtype, targets.device, targets.requires_grad),
+        # compiled code may rely on pointers of 16 bytes
+        *(logits.data_ptr() % 16, targets.data_ptr() % 16),
+        None if valid is None else _traits(valid),
+        None if class_weights is None else _traits(class_weights),
+        None if pos_weight is None else _traits(pos_weight),
+    )
+
+
+def _traits(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
+
+
+def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
+    """The launch plan for these tensors, made at first sight, and the tensors to launch it with.
+
+    Raises:
+        TypeError: see `inputs.check_inputs`, as for ValueError.
+    """
+    try:
+        key = key_of(spec, inputs)
+    except AttributeError:
+        check_inputs(spec.mode, *inputs)  # says what is no tensor
+        raise
+    if key not in PLANS:
+        if len(PLANS) >= MAX_PLANS:
+            PLANS.clear()
+        PLANS[key] = _make_plan(spec, inputs)
+    plan = PLANS[key]
+    if plan is None:  # pixels without one stride: the documented copy
+        logits, targets, valid, class_weights, pos_weight = inputs
+        live = valid if valid is None else valid.contiguous()
+        copies = (logits.contiguous(), targets.contiguous(), live)
+        return plan_for(spec, (*copies, class_weights, pos_weight))
+    return plan, inputs
+
+
+def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
+    from fastseg_losses.kernels import launch, single_plan
+
+    logits, targets, valid, class_weights, pos_weight = inputs
+    sizes = check_inputs(spec.mode, *inputs)
+    gradient = torch.empty_like(logits, device="meta")
+    strides = [
+        canonical_strides(spec.mode, sizes, tensor) for tensor in (logits, targets, gradient)
+    ]
+    valid_kind, valid_strides = "none", (0, 0)
+    if valid is not None and valid.dim() == 1:
+        valid_kind, valid_strides = "sample", (valid.stride(0), 0)
+    elif valid is not None:
+        at = canonical_strides("binary", Sizes(sizes.N, 1, sizes.P), valid)
+        strides.append(at)
+        valid_kind, valid_strides = "pixel", (0, 0) if at is None else (at[0], at[2])
+    if None in strides:
+        return None
+    device = logits.device
+    layout = launch.Layout(
+        *sizes,
+        *strides[:3],
+        valid=valid_strides,
+        logits_bytes=logits.element_size(),
+        targets_bytes=targets.element_size(),
+        targets_kind=_kind_of(targets.dtype),
+        valid_kind=valid_kind,
+        pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
+    )
+    multiprocessors = 1
+    if device.type == "cuda":
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    ptx = device.type == "cuda" and torch.version.hip is None
+    hopper = ptx and torch.cuda.get_device_capability(device) == (9, 0)
+    formula = _formula(spec, pos_weight is not None)
+    plan = launch.Plan(layout, formula, launch.Device(multiprocessors, ptx, hopper))
+    plan.single = single_plan.plan_single(layout, formula, plan.device)
+    return plan
+
+
+def _kind_of(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "soft"
+    return "signed" if dtype.is_signed else "unsigned"
+
+
+def _formula(spec: LossSpec, has_pos_weight: bool) -> Any:
+    """The spec in the kernels' terms: which device functions, and their numbers."""
+    from fastseg_losses.kernels import launch
+
+    names = []
+    alpha_neg, alpha_pos, gamma, smoothing = 1.0, 1.0, 0.0, 0.0
+    for term in spec.points:
+        if term.name == "bce":
+            smoothing = term.label_smoothing
+            names.append("weighted_bce" if smoothing or has_pos_weight else "bce")
+        else:
+            gamma = term.gamma
+            if term.alpha is not None:
+                alpha_neg, alpha_pos = 1.0 - term.alpha, term.alpha
+            names.append("focal_squared" if gamma == 2.0 else "focal")
+    return launch.Formula(
+        points=tuple(names),
+        point_weights=tuple(term.weight for term in spec.points),
+        region_weights=tuple(term.weight for term in spec.regions),
+        region_params=tuple((r.alpha, r.beta, r.smooth, r.gamma) for r in spec.regions),
+        logs=tuple(term.log_loss for term in spec.regions),
+        term_params=(alpha_neg, alpha_pos, gamma, smoothing),
+        reduction=spec.reduction,
+        batch=spec.batch,
+        skip_absent=spec.absent == "skip",
+        ignore_index=None if spec.ignore_index is None else float(spec.ignore_index),
+    )

@@ -1,0 +1,120 @@
+"""Which calls the single launch serves, and its launch plan."""
+
+import importlib
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from fastseg_losses.kernels import finalize, terms
+from fastseg_losses.kernels.gradient import _settle_kernel
+from fastseg_losses.kernels.launch import Device, Formula, Launch, Launcher, Layout, columns_of
+from fastseg_losses.kernels.tiles import SingleTile, single_tile
+
+SETTLE_BLOCK = 4096
+
+
+@cache
+def gluon_kernels() -> Any:
+    """The module of the single launch, or None where this Triton's Gluon is not one we know."""
+    try:
+        return importlib.import_module("fastseg_losses.kernels.single")
+    except (ImportError, AttributeError):
+        return None
+
+
+def plan_single(layout: Layout, formula: Formula, device: Device) -> "SinglePlan | None":
+    """The plan for one launch that reads each input once, or None where two serve better."""
+    tile = _tile_for(layout, formula, device)
+    if tile is None or gluon_kernels() is None:
+        return None
+    return SinglePlan(layout, formula, device, tile)
+
+
+def _tile_for(at: Layout, f: Formula, device: Device) -> SingleTile | None:
+    everything_counts = (
+        at.valid_kind == "none" and f.ignore_index is None and not f.skip_absent and not f.batch
+    )
+    strides = (at.C * at.P, at.P, 1)
+    packed = at.logits == at.targets == at.dlogits == strides and at.P % 16 == 0
+    if not (everything_counts and packed and device.hopper and at.logits_bytes == 4):
+        return None
+    if f.reduction not in ("mean", "sum") or at.targets_bytes not in (1, 4):
+        return None
+    return single_tile(at.N * at.C, at.P, at.targets_bytes, device.multiprocessors)
+
+
+class SinglePlan:
+    """One formula at one layout on one device, for the single launch and what settles it."""
+
+    def __init__(self, layout: Layout, formula: Formula, device: Device, tile: SingleTile) -> None:
+        self.layout, self.formula, self.device, self.tile = layout, formula, device, tile
+        self.groups = layout.N * layout.C
+        programs = tile.team * tile.teams
+        # norms and coefs as in the two-launch table, then the upstream gradient that was assumed
+        self.used = finalize.NORMS.value + (2 + len(formula.points)) * self.groups
+        self.parts_start = self.used + 1 + -(self.used + 1) % 16
+        self.groups_start = self.parts_start + 3 * self.groups * tile.team
+        self.groups_start += -self.groups_start % 16
+        records = self.groups + programs
+        self.scratch_size = self.groups_start + finalize.RECORD.value * records
+        self._forward: Launcher | None = None
+        self._settle: Launcher | None = None
+
+    def forward(self, tensors: Sequence[Any], stream: int | None) -> None:
+        """Launch on the kernel's tensors, in its order: loss to assumed."""
+        if self._forward is None:
+            self._forward = self.forward_launch().bind(tensors)
+        self._forward(tensors, (), stream)
+
+    def settle(self, tensors: Sequence[Any], stream: int | None) -> None:
+        """Launch on (dlogits, assumed, dloss, the used upstream gradient)."""
+        if self._settle is None:
+            self._settle = self.settle_launch().bind(tensors)
+        self._settle(tensors, (), stream)
+
+    def forward_launch(self) -> Launch:
+        """The launch that sums up and writes the gradient, without its tensors."""
+        at, f, tile = self.layout, self.formula, self.tile
+        sums, columns = columns_of(at, f)
+        means = f.reduction == "mean"
+        scalars = (
+            *(at.C, self.groups, at.P, at.pos_weight_stride, self.parts_start, self.groups_start),
+            *(f.term_params, f.point_weights, f.region_weights, f.region_params),
+            1.0 / (self.groups * at.P) if means else 1.0,
+            1.0 / self.groups if means else 1.0,
+        )
+        points = tuple(terms.POINTWISE[name] for name in f.points)
+        constexprs = {
+            "TERMS": (*sums, *points),
+            "COLUMNS": columns,
+            "SLOPED": (*terms.SLOPED_SUMS, *points),
+            "LOGS": f.logs,
+            "REDUCTION": f.reduction,
+            "TARGETS": at.targets_kind,
+            "TEAM": tile.team,
+            "TEAMS": tile.teams,
+            "BLOCK_TEAM": 1 << (tile.team - 1).bit_length(),
+            "TILES": tile.tiles,
+            "ROWS": 32 * tile.num_warps,
+            "WIDTH": 4,
+            "SLOTS": tile.slots,
+            "LAG": tile.lag,
+            "CHECK": tile.team * tile.tiles * 128 * tile.num_warps != at.P,
+            "num_warps": tile.num_warps,
+        }
+        # Cooperative: programs wait for each other, so all must be resident at once.
+        options = {
+            "num_warps": tile.num_warps,
+            "enable_fp_fusion": True,
+            "launch_cooperative_grid": True,
+        }
+        kernel = gluon_kernels()._single_kernel
+        return Launch(kernel, tile.team * tile.teams, scalars, constexprs, options)
+
+    def settle_launch(self) -> Launch:
+        """The launch that multiplies the gradient if it has to, without its tensors."""
+        size = self.groups * self.layout.P
+        programs = min(-(-size // SETTLE_BLOCK), 2 * self.device.multiprocessors)
+        options = {"num_warps": 8, "enable_fp_fusion": True}
+        constexprs = {"BLOCK": SETTLE_BLOCK}
+        return Launch(_settle_kernel, programs, (size,), constexprs, options)

@@ -1,0 +1,214 @@
+"""The launch that reads each input once (Hopper), forced on small inputs, chosen for large."""
+
+import pytest
+import torch
+from losses_table import ALL, DEFAULTS, ids
+from oracle import check_against_float64, run
+
+from fastseg_losses import CombinedSegmentationLoss, plans
+from fastseg_losses.kernels.tiles import SingleTile, single_tile
+
+# team, teams, tiles of a slice, warps, slots, lag: one program alone, tails, more teams than turns
+TILES = {
+    "alone": SingleTile(1, 3, 4, 8, 3, 1),
+    "team": SingleTile(5, 2, 1, 8, 3, 1),
+    "idle-members": SingleTile(9, 1, 2, 4, 3, 1),
+    "long-lag": SingleTile(4, 2, 1, 8, 5, 2),
+}
+
+
+def test_tiles_fill_the_device_and_the_shared_memory():
+    tile = single_tile(groups=32, pixels=1 << 20, targets_bytes=4, multiprocessors=132)
+    assert (tile.team, tile.teams, tile.tiles) == (128, 1, 8)
+    for groups, pixels, size in [
+        (128, 1 << 18, 4),
+        (64, 409600, 1),
+        (512, 1 << 16, 4),
+        (40, 10**6, 1),
+    ]:
+        tile = single_tile(groups, pixels, size, 132)
+        slice_pixels = tile.tiles * 128 * tile.num_warps
+        assert tile.team * tile.teams <= 132 and tile.teams <= groups
+        assert (tile.team - 1) * slice_pixels < pixels <= tile.team * slice_pixels
+        assert tile.slots * slice_pixels * (4 + size) <= 227 << 10
+    for groups, pixels in [(1, 1 << 20), (32, 1 << 23), (1 << 21, 16)]:
+        assert single_tile(groups, pixels, 4, 132) is None
+
+
+def draw(shape, device, targets=torch.uint8):
+    logits = torch.randn(shape, device=device) * 4
+    return logits, (torch.rand(shape, device=device) < 0.3).to(targets)
+
+
+@pytest.fixture
+def cuda():
+    device = torch.device("cuda", torch.cuda.current_device())
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+    return device
+
+
+@pytest.fixture(params=TILES)
+def forced(request, monkeypatch):
+    """Every call that could take the single launch takes it, with this tile."""
+    from fastseg_losses.kernels import single_plan
+
+    monkeypatch.setattr(single_plan, "single_tile", lambda *sizes: TILES[request.param])
+    plans.PLANS.clear()
+    yield TILES[request.param]
+    plans.PLANS.clear()
+
+
+def taken():
+    """Whether every plan in use has the single launch."""
+    return all(plan.single is not None for plan in plans.PLANS.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("row", ALL, ids=ids(ALL))
+def test_every_loss_against_float64(row, reduction, forced, cuda):
+    logits, targets = draw((3, 2, 48, 80), cuda)
+    check_against_float64(
+        lambda **k: row.build(mode="multilabel", reduction=reduction, **k), logits, targets
+    )
+    assert taken()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("targets", [torch.float32, torch.bool, torch.int32, torch.int8], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 16), (2, 1, 64, 64), (7, 1, 61, 48), (4, 3, 8, 8, 8)], ids=str
+)
+def test_targets_and_shapes(shape, targets, forced, cuda):
+    logits, masks = draw(shape, cuda, targets)
+    if targets.is_floating_point:
+        masks = torch.rand(shape, device=cuda)
+    check_against_float64(
+        lambda **k: CombinedSegmentationLoss(mode="multilabel", bce_pos_weight=2.0, **k),
+        logits,
+        masks,
+    )
+    assert taken()
+
+
+@pytest.mark.gpu
+def test_any_upstream_gradient_and_the_same_bits(forced, cuda):
+    """Powers of two are assumed the next time, others multiplied in; the bits are the same."""
+    logits, masks = draw((3, 1, 64, 96), cuda)
+    criterion = CombinedSegmentationLoss(backend="triton")
+    one = run(criterion, logits, masks, dloss=torch.ones(()))
+    for value in (1.0, 0.25, 0.25, 3.7, 0.25, 3.7, 1.0, 0.0, 65536.0, -1.0, 1.0):
+        again = run(criterion, logits, masks, dloss=torch.tensor(value))
+        assert torch.equal(again.dlogits, one.dlogits * value), value
+        assert torch.equal(again.loss, one.loss) and torch.equal(again.stats, one.stats)
+
+
+@pytest.mark.gpu
+def test_backward_twice_through_a_retained_graph(forced, cuda):
+    logits, masks = draw((2, 1, 64, 96), cuda)
+    x = logits.requires_grad_()
+    loss = CombinedSegmentationLoss()(x, masks)
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss * 3.0, x, retain_graph=True)
+    torch.testing.assert_close(second, 3.0 * kept, rtol=1e-5, atol=1e-12)
+    assert torch.equal(first, kept), "the second backward wrote into the first one's gradient"
+    (third,) = torch.autograd.grad(loss, x, create_graph=True)
+    torch.testing.assert_close(third, kept, rtol=1e-5, atol=1e-12)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        third.sum().backward()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("row", DEFAULTS, ids=ids(DEFAULTS))
+def test_nonfinite_logits_and_bad_targets_are_counted(row, bad, forced, cuda):
+    logits, masks = draw((4, 1, 64, 64), cuda)
+    logits[1, 0, 3, 4], logits[3, 0, 60, 60] = bad, bad
+    x = logits.requires_grad_()
+    loss, stats = row.build()(x, masks, return_stats=True)
+    assert stats.nonfinite == 2
+    assert torch.isfinite(loss) == torch.isfinite(row.build(backend="torch")(logits, masks))
+    masks = torch.where(torch.rand(masks.shape, device=cuda) < 0.01, 255, masks)
+    _, stats = row.build()(x, masks, return_stats=True)
+    assert stats.bad_targets == (masks == 255).sum()
+    torch.cuda.synchronize()
+    with pytest.raises(ValueError, match="earlier call"):
+        row.build()(x, masks)
+
+
+@pytest.mark.gpu
+def test_counters_are_left_at_zero_and_bits_repeat(forced, cuda):
+    logits, masks = draw((5, 2, 64, 80), cuda)
+    criterion = CombinedSegmentationLoss(mode="multilabel", iou_weight=0.1)
+    first = run(criterion, logits, masks, dloss=torch.ones(()))
+    for _ in range(20):
+        again = run(criterion, logits, masks, dloss=torch.ones(()))
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    counters = [c for plan in plans.PLANS.values() for c in plan.counters.values()]
+    assert counters and all((c == 0).all() for c in counters)
+
+
+@pytest.mark.gpu
+def test_one_launch_each_way_without_a_sync(cuda):
+    from test_gpu import kernels_of
+
+    plans.PLANS.clear()
+    logits, masks = draw((32, 1, 1024, 1024), cuda)
+    x = logits.requires_grad_()
+    criterion, dloss, kept = CombinedSegmentationLoss(), torch.ones((), device=cuda), []
+    torch.autograd.grad(criterion(x, masks), x, dloss)
+    assert taken()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.autograd.grad(criterion(x, masks, return_stats=True)[0], x, dloss)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.max_memory_allocated() - before <= x.nbytes + (1 << 20)
+    forward = kernels_of(lambda: kept.append(criterion(x, masks, return_stats=True)[0]))
+    backward = kernels_of(lambda: torch.autograd.grad(kept[0], x, dloss))
+    assert len(forward) == 1 and "_single_kernel" in forward[0], forward
+    assert len(backward) == 1 and "_settle_kernel" in backward[0], backward
+
+
+@pytest.mark.gpu
+def test_large_inputs_and_the_two_launches_agree(cuda):
+    plans.PLANS.clear()
+    for shape, targets in [((32, 1, 1000, 1024), torch.float32), ((128, 1, 512, 512), torch.uint8)]:
+        logits, masks = draw(shape, cuda, targets)
+        criterion = CombinedSegmentationLoss()
+        single = run(criterion, logits, masks, dloss=torch.ones(()))
+        assert taken()
+        everything = torch.ones(shape[0], dtype=torch.bool, device=cuda)  # masks take two launches
+        double = run(criterion, logits, masks, everything, dloss=torch.ones(()))
+        torch.testing.assert_close(single.loss, double.loss, rtol=2e-6, atol=0)
+        torch.testing.assert_close(single.stats, double.stats, rtol=2e-6, atol=1e-7)
+        torch.testing.assert_close(single.dlogits, double.dlogits, rtol=2e-5, atol=1e-15)
+
+
+@pytest.mark.gpu
+def test_captured_in_a_graph(forced, cuda):
+    logits, masks = draw((4, 1, 64, 128), cuda)
+    x = logits.clone().requires_grad_()
+    criterion, dloss = CombinedSegmentationLoss(), torch.ones((), device=cuda)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            torch.autograd.grad(criterion(x, masks), x, dloss)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = criterion(x, masks)
+        (gradient,) = torch.autograd.grad(loss, x, dloss)
+    for _ in range(3):
+        new, other = draw((4, 1, 64, 128), cuda)
+        with torch.no_grad():
+            x.copy_(new)
+            masks.copy_(other)
+        graph.replay()
+        eager = run(criterion, new, other, dloss=torch.ones(()))
+        assert torch.equal(loss, eager.loss) and torch.equal(gradient, eager.dlogits)
