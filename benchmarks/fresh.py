@@ -7,6 +7,7 @@ in parallel with other workers; measuring waits for a line on standard input, so
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,11 @@ class Worker:
 
     def __init__(self, which: str, name: str, case: Case) -> None:
         argument = json.dumps([which, name, list(case)])
+        # Inductor would start a pool of compilers in each of a dozen workers.
+        environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__)), argument],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -73,7 +73,7 @@ def read_slot(x_slot, t_slot, pixel, size, LAYOUT: gl.constexpr, CHECK: gl.const
 
 NOT_SPECIALIZED = (
     *("loss_ptr", "stats_ptr", "counters_ptr", "alarm_ptr", "pos_weight_ptr", "assumed_ptr"),
-    *("C", "G", "pos_weight_stride", "parts_start", "groups_start"),
+    *("C", "G", "P", "pos_weight_stride", "parts_start", "groups_start"),
 )
 
 
@@ -95,7 +95,7 @@ def _single_kernel(
     # sizes
     C,
     G,
-    P,
+    P,  # a multiple of 16
     # strides
     pos_weight_stride,
     parts_start,  # behind workspace_ptr, as groups_start: the table may come first
@@ -168,7 +168,7 @@ def _single_kernel(
     steps = gl.cdiv(G - team, TEAMS)
     for s in gl.static_range(SLOTS):
         if s < steps:
-            base = (team + s * TEAMS).to(gl.int64) * P
+            base = gl.multiple_of((team + s * TEAMS).to(gl.int64) * P, 16)
             for k in gl.static_range(TILES):
                 fetch(
                     logits.index(s * TILES + k), targets.index(s * TILES + k),
@@ -269,9 +269,9 @@ def _single_kernel(
                 pos_weight = gl.load(pos_weight_ptr + h % C * pos_weight_stride)
             params = (term_params[0], term_params[1], term_params[2], pos_weight, term_params[3])
             slot = (s - LAG) % SLOTS * TILES
-            here = h.to(gl.int64) * P
+            here = gl.multiple_of(h.to(gl.int64) * P, 16)
             next_step = s - LAG + SLOTS
-            base = (team + next_step * TEAMS).to(gl.int64) * P
+            base = gl.multiple_of((team + next_step * TEAMS).to(gl.int64) * P, 16)
             for k in gl.static_range(TILES):
                 pixel = offsets + k * TILE
                 x, t = read_slot(

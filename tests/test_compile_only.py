@@ -169,7 +169,9 @@ def test_the_single_launch_builds(targets):
         **{"targets_ptr": POINTERS[targets], "pos_weight_ptr": None},
     }
     kernel = build(plan.forward_launch(), pointers, TARGETS["sm_90"], GluonASTSource)
-    assert "cp.async" in kernel.asm["ptx"]
+    copies = {"float32": 2, "uint8": 1}[targets]  # of the two tensors: 16 bytes a thread
+    wide = [line for line in kernel.asm["ptx"].splitlines() if "cp.async.cg.shared" in line]
+    assert len(wide) >= copies and all("0x10, 0x10" in line for line in wide)
     assert kernel.metadata.shared <= 227 << 10
     settle = dict.fromkeys(("dlogits_ptr", "assumed_ptr", "dloss_ptr", "used_ptr"), "*fp32")
     build(plan.settle_launch(), settle, TARGETS["sm_90"])
