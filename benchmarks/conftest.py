@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -18,6 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LARGE = (32, 1, 1024, 1024)
 SHAPES = [(8, 1, 512, 512), LARGE, (4, 1, 128, 128), (2, 4, 96, 96, 96)]
 SMALL_SHAPES = [(2, 1, 64, 64), (1, 4, 16, 16, 16)]  # without a GPU the figures mean little
+COMPILE_SECONDS = 120  # for a dozen rivals at once
 SINGLES = ["bce", "dice", "iou", "tversky", "focal"]
 
 
@@ -72,8 +74,9 @@ def workers(request: pytest.FixtureRequest) -> Iterator[dict[Any, Worker]]:
     while pending:
         batch, pending = pending[:at_once], pending[at_once:]
         new = {key: Worker(*key) for key in batch}
+        until = time.monotonic() + COMPILE_SECONDS
         for worker in new.values():
-            worker.wait()
+            worker.wait(until)
         started |= new
     yield started
     for worker in started.values():

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from measure import Case, draw, measure, mode_of, step_of
 from rivals import compiled, rival
+
+
+SPOKEN = "fresh: "
+
+
+def say(text: str) -> None:
+    """A line for the parent."""
+    print(SPOKEN + text, flush=True)
 
 
 class Worker:
@@ -31,13 +41,13 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            bufsize=0,  # select() must see whatever has not been read
+            start_new_session=True,
         )
 
-    def wait(self) -> None:
-        """Wait until it has compiled (or failed)."""
-        assert self.process.stdout is not None
-        self.ready = self.process.stdout.readline().strip()
+    def wait(self, until: float) -> None:
+        """Wait until it has compiled (or failed), or until `time.monotonic()` says so."""
+        self.verdict = self._hear(until) or "it compiled too long"
 
     def figures(self) -> dict[str, Any]:
         """Have it measure, alone.
@@ -45,12 +55,29 @@ class Worker:
         Raises:
             RuntimeError: the rival does not compile.
         """
-        if self.ready != "ready":
-            self.process.wait()
-            raise RuntimeError(self.ready or "the worker ended without a word")
-        out, _ = self.process.communicate("go\n")
-        figures: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+        if self.verdict != "ready":
+            self.process.kill()
+            raise RuntimeError(self.verdict)
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"go\n")
+        heard = self._hear(time.monotonic() + 60)
+        self.process.kill()
+        if not heard:
+            raise RuntimeError("it did not measure")
+        figures: dict[str, Any] = json.loads(heard)
         return figures
+
+    def _hear(self, until: float) -> str:
+        """The next line that is meant for us; libraries print lines of their own."""
+        assert self.process.stdout is not None
+        while True:
+            left = max(0.0, until - time.monotonic())
+            ready, _, _ = select.select([self.process.stdout], [], [], left)
+            line = self.process.stdout.readline().decode() if ready else ""
+            if not line:
+                return ""
+            if line.startswith(SPOKEN):
+                return line.removeprefix(SPOKEN).strip()
 
 
 def main() -> None:
@@ -64,13 +91,13 @@ def main() -> None:
             step()
         torch.cuda.synchronize()
     except Exception as error:
-        print(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        say(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return
     del step
     torch.cuda.empty_cache()
-    print("ready", flush=True)
+    say("ready")
     sys.stdin.readline()
-    print(json.dumps(measure(loss, case, "cuda")), flush=True)
+    say(json.dumps(measure(loss, case, "cuda")))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def _counters(plan: Plan, device: torch.device, stream: int) -> Tensor:
     may be replayed beside any other, so it gets counters of its own.
     """
     size = 1 + plan.groups
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if device.type == "cuda" and torch._C._cuda_isCurrentStreamCapturing():
         slab, taken = _CAPTURED.get(device, (None, 0))
         if slab is None or taken + size > slab.numel():
             return torch.zeros(size, dtype=torch.int32, device=device)  # one more node a replay
@@ -202,13 +202,13 @@ def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -
 def _stream(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
-    # What Triton itself asks; torch.cuda.current_stream builds an object for it, 2 us a call.
+    # As Triton asks, like the two below: their public forms build objects, 1 to 6 us a call.
     return torch._C._cuda_getCurrentRawStream(device.index)
 
 
 def _is_foreign(device: torch.device) -> bool:
     """Whether another device than this one is current; kernels are launched on the current one."""
-    return device.type == "cuda" and device.index != torch.cuda.current_device()
+    return device.type == "cuda" and device.index != torch._C._cuda_getDevice()
 
 
 # ---- eager: autograd

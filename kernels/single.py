@@ -73,7 +73,7 @@ def read_slot(x_slot, t_slot, pixel, size, LAYOUT: gl.constexpr, CHECK: gl.const
 
 NOT_SPECIALIZED = (
     *("loss_ptr", "stats_ptr", "counters_ptr", "alarm_ptr", "pos_weight_ptr", "assumed_ptr"),
-    *("C", "G", "P", "pos_weight_stride", "parts_start", "groups_start"),
+    *("C", "G", "SIXTEENTH_P", "pos_weight_stride", "parts_start", "groups_start"),
 )
 
 
@@ -95,7 +95,7 @@ def _single_kernel(
     # sizes
     C,
     G,
-    P,  # a multiple of 16
+    SIXTEENTH_P,  # a sixteenth of the pixels
     # strides
     pos_weight_stride,
     parts_start,  # behind workspace_ptr, as groups_start: the table may come first
@@ -134,6 +134,7 @@ def _single_kernel(
     NUM_POINT: gl.constexpr = len(SLOPED) - 2
     LOWEST: gl.constexpr = NUM_POINT == 0
     TILE: gl.constexpr = ROWS * WIDTH
+    P = SIXTEENTH_P * 16  # so that a mask at P never cuts through what one thread copies
     pid = gl.program_id(0)
     team = pid // TEAM
     rank = pid % TEAM
@@ -168,7 +169,7 @@ def _single_kernel(
     steps = gl.cdiv(G - team, TEAMS)
     for s in gl.static_range(SLOTS):
         if s < steps:
-            base = gl.multiple_of((team + s * TEAMS).to(gl.int64) * P, 16)
+            base = (team + s * TEAMS).to(gl.int64) * P
             for k in gl.static_range(TILES):
                 fetch(
                     logits.index(s * TILES + k), targets.index(s * TILES + k),
@@ -269,9 +270,9 @@ def _single_kernel(
                 pos_weight = gl.load(pos_weight_ptr + h % C * pos_weight_stride)
             params = (term_params[0], term_params[1], term_params[2], pos_weight, term_params[3])
             slot = (s - LAG) % SLOTS * TILES
-            here = gl.multiple_of(h.to(gl.int64) * P, 16)
+            here = h.to(gl.int64) * P
             next_step = s - LAG + SLOTS
-            base = gl.multiple_of((team + next_step * TEAMS).to(gl.int64) * P, 16)
+            base = (team + next_step * TEAMS).to(gl.int64) * P
             for k in gl.static_range(TILES):
                 pixel = offsets + k * TILE
                 x, t = read_slot(

@@ -34,8 +34,10 @@ def _tile_for(at: Layout, f: Formula, device: Device) -> SingleTile | None:
     everything_counts = (
         at.valid_kind == "none" and f.ignore_index is None and not f.skip_absent and not f.batch
     )
-    strides = (at.C * at.P, at.P, 1)
-    packed = at.logits == at.targets == at.dlogits == strides and at.P % 16 == 0
+    expected = (at.C * at.P, at.P if at.C > 1 else None, 1)  # one class: its stride says nothing
+    packed = at.P % 16 == 0
+    for n, c, p in (at.logits, at.targets, at.dlogits):
+        packed = packed and (n, c if at.C > 1 else None, p) == expected
     if not (everything_counts and packed and device.hopper and at.logits_bytes == 4):
         return None
     if f.reduction not in ("mean", "sum") or at.targets_bytes not in (1, 4):
@@ -78,7 +80,14 @@ class SinglePlan:
         sums, columns = columns_of(at, f)
         means = f.reduction == "mean"
         scalars = (
-            *(at.C, self.groups, at.P, at.pos_weight_stride, self.parts_start, self.groups_start),
+            *(
+                at.C,
+                self.groups,
+                at.P // 16,
+                at.pos_weight_stride,
+                self.parts_start,
+                self.groups_start,
+            ),
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             1.0 / (self.groups * at.P) if means else 1.0,
             1.0 / self.groups if means else 1.0,

@@ -32,7 +32,7 @@ def forward_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> ForwardTi
     if logits_bytes == 4:
         return ForwardTile(rows=256, width=4, num_warps=4, stages=2, programs=6, registers=80)
     if targets_bytes == 1:
-        return ForwardTile(rows=128, width=16, num_warps=4, stages=1, programs=5, registers=96)
+        return ForwardTile(rows=64, width=16, num_warps=2, stages=1, programs=10, registers=96)
     return ForwardTile(rows=128, width=8, num_warps=4, stages=3, programs=8, registers=64)
 
 
@@ -40,12 +40,8 @@ def gradient_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> Gradient
     """Tile of the backward kernel for the given element sizes."""
     if not unit:
         return GradientTile(rows=256, width=1, num_warps=8, registers=64)
-    if logits_bytes == 4 and targets_bytes == 1:
-        return GradientTile(rows=512, width=8, num_warps=4, registers=64)
-    if logits_bytes == 4:
+    if logits_bytes == 4 and targets_bytes > 1:
         return GradientTile(rows=512, width=4, num_warps=8, registers=64)
-    if targets_bytes == 1:
-        return GradientTile(rows=256, width=16, num_warps=4, registers=80)
     return GradientTile(rows=256, width=8, num_warps=4, registers=64)
 
 
