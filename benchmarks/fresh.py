@@ -19,7 +19,6 @@ import torch
 from measure import Case, draw, measure, mode_of, step_of
 from rivals import compiled, rival
 
-
 SPOKEN = "fresh: "
 
 

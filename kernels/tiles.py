@@ -69,6 +69,10 @@ def single_tile(
     One program a multiprocessor. As many teams as possible work on a group each, as long as the
     group's slices fit into shared memory; of these the division that leaves least idle.
     """
+    # Byte masks: less to read a second time, as much to compute, and only 8 warps to hide it.
+    # 185 us against 170 at 32x1x1024x1024; with 4-byte masks 193 against 231.
+    if targets_bytes != 4:
+        return None
     pixel_bytes = 4 + targets_bytes
     if groups * pixels * pixel_bytes < SINGLE_BYTES:
         return None

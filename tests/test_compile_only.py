@@ -6,6 +6,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastseg_losses.kernels import launch, single_plan
+from fastseg_losses.kernels.tiles import SingleTile
 
 pytestmark = pytest.mark.compile_only
 
@@ -148,20 +149,21 @@ def test_every_variant_builds(target, variant):
     build_both(plan, "bfloat16", targets, TARGETS[target], valid=valid, weights=weights)
 
 
+@pytest.mark.parametrize("P", [1 << 20, 1_000_000], ids=["even", "tails"])
 @pytest.mark.parametrize("targets", ["float32", "uint8"])
-def test_the_single_launch_builds(targets):
+def test_the_single_launch_builds(targets, P):
     """Written in Gluon, whose names change: it must build with the Triton at hand."""
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    N, C, P = 32, 1, 1 << 20
+    N, C = 32, 1
     strides = (C * P, P, 1)
     kind = "soft" if targets == "float32" else "unsigned"
     layout = launch.Layout(
         *(N, C, P, strides, strides, strides, (0, 0), 4, BYTES[targets], kind, "none", 0)
     )
     formula = make_plan("float32", targets, ptx=True).formula
-    plan = single_plan.plan_single(layout, formula, launch.Device(132, True, hopper=True))
-    assert plan is not None
+    device, tile = launch.Device(132, True, hopper=True), SingleTile(128, 1, 8, 8, 3, 1)
+    plan = single_plan.SinglePlan(layout, formula, device, tile)
     pointers = {
         **dict.fromkeys(("loss_ptr", "stats_ptr", "table_ptr", "workspace_ptr"), "*fp32"),
         **dict.fromkeys(("counters_ptr", "alarm_ptr"), "*i32"),
