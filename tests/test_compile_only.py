@@ -171,7 +171,11 @@ def test_the_single_launch_builds(targets, P):
         **{"targets_ptr": POINTERS[targets], "pos_weight_ptr": None},
     }
     kernel = build(plan.forward_launch(), pointers, TARGETS["sm_90"], GluonASTSource)
-    copies = [line.split()[0] for line in kernel.asm["ptx"].splitlines() if "cp.async.c" in line]
+    copies = [
+        line.split()[0]
+        for line in kernel.asm["ptx"].splitlines()
+        if ".shared.global" in line and "cp.async" in line
+    ]
     wide = copies.count("cp.async.cg.shared.global")  # 16 bytes a thread
     assert wide == (len(copies) if targets == "float32" else len(copies) // 2) > 0
     assert kernel.metadata.shared <= 227 << 10
