@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,13 +128,21 @@ def keep(benchmark: Any, implementation: str, name: str, case: Case, figures: di
     row = {"implementation": implementation, "loss": name, **case._asdict()}
     row["shape"] = "x".join(map(str, case.shape))
     benchmark.extra_info.update({**row, **figures})
+    if "FASTSEG_BENCH_ROWS" in os.environ:  # run.py's: a run that is cut off keeps what it has
+        with Path(os.environ["FASTSEG_BENCH_ROWS"]).open("a") as file:
+            file.write(json.dumps({**row, **figures}) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """The device and the versions."""
+    import triton
+
+    found = {"device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"}
+    if DEVICE == "cuda":
+        found["cuda"] = torch.version.cuda
+    return found | {"torch": torch.__version__, "triton": triton.__version__}
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     """The device and the versions, in the JSON."""
-    import triton
-
-    machine_info["torch"], machine_info["triton"] = torch.__version__, triton.__version__
-    machine_info["device"] = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
-    if DEVICE == "cuda":
-        machine_info["cuda"] = torch.version.cuda
+    machine_info.update(machine())

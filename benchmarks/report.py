@@ -20,8 +20,7 @@ COLOURS = {"ours": "#0072b2"}
 def read_rows(path: Path) -> tuple[Row, list[Row]]:
     """The machine and every benchmark's figures."""
     content = json.loads(path.read_text())
-    rows = [b["extra_info"] for b in content["benchmarks"] if "implementation" in b["extra_info"]]
-    return content["machine_info"], rows
+    return content["machine"] | {"date": content["date"]}, content["rows"]
 
 
 def group_of(row: Row) -> tuple[str, str, str, str, bool]:
@@ -66,7 +65,7 @@ def tables(rows: list[Row]) -> list[str]:
 
 def describe(machine: Row) -> str:
     """The device and the versions."""
-    names = ("device", "cuda", "torch", "triton")
+    names = ("device", "cuda", "torch", "triton", "date")
     return ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
 
 
