@@ -58,11 +58,14 @@ def check_inputs(
         ("class_weights", class_weights, (sizes.C,)),
         ("pos_weight", pos_weight, (1, sizes.C)),
     ):
-        if vector is not None and vector.numel() not in lengths:
+        # any(==), not in: under torch.compile numel may be symbolic
+        if vector is not None and not any(vector.numel() == n for n in lengths):
             expected = " or ".join(str(n) for n in dict.fromkeys(lengths))
             raise ValueError(
                 f"{name}: expected {expected} values for {sizes.C} classes, got {vector.numel()}"
             )
+        if vector is not None and vector.requires_grad:
+            raise ValueError(f"{name}: expected a tensor that does not require grad")
     for name, other in (
         ("targets", targets),
         ("valid", valid),

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
 
 MAX_PLANS = 1024  # a plan is about 5 kB; a training run has a handful of shapes
+# Kernels count pixels of a group and groups in 32 bits; offsets beyond a group have 64.
+MAX_PIXELS = 2**31 - 2**20
+MAX_GROUPS = 2**26
 
 # logits, targets, valid, class_weights, pos_weight
 Inputs = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]
@@ -40,7 +43,8 @@ def key_of(spec: LossSpec, inputs: Inputs) -> tuple[Any, ...]:
 
 
 def _traits(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
+    kind = (tensor.dtype, tensor.device, tensor.requires_grad)
+    return tensor.shape, tensor.stride(), *kind, tensor.data_ptr() % 16
 
 
 def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
@@ -54,42 +58,68 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
     except AttributeError:
         check_inputs(spec.mode, *inputs)  # says what is no tensor
         raise
-    if key not in PLANS:
+    if key in PLANS:
+        plan = PLANS[key]
+    else:
+        plan = _make_plan(spec, inputs)
         if len(PLANS) >= MAX_PLANS:
             PLANS.clear()
-        PLANS[key] = _make_plan(spec, inputs)
-    plan = PLANS[key]
-    if plan is None:  # pixels without one stride: the documented copy
-        logits, targets, valid, class_weights, pos_weight = inputs
-        live = valid if valid is None else valid.contiguous()
-        copies = (logits.contiguous(), targets.contiguous(), live)
-        return plan_for(spec, (*copies, class_weights, pos_weight))
-    return plan, inputs
+        PLANS[key] = plan
+    return (plan, inputs) if plan is not None else plan_for(spec, _packed(spec, inputs))
+
+
+def _packed(spec: LossSpec, inputs: Inputs) -> Inputs:
+    """The documented copy: of those tensors alone whose pixels have no one stride."""
+    logits, targets, valid, class_weights, pos_weight = inputs
+    sizes = check_inputs(spec.mode, *inputs)
+    at = _strides(spec, sizes, inputs)
+    return (
+        logits if at["logits"] and at["dlogits"] else logits.contiguous(),
+        targets if at["targets"] else targets.contiguous(),
+        valid if valid is None or at["valid"] else valid.contiguous(),
+        class_weights if class_weights is None else class_weights.contiguous(),
+        pos_weight if pos_weight is None else pos_weight.contiguous(),
+    )
+
+
+def _strides(spec: LossSpec, sizes: Sizes, inputs: Inputs) -> dict[str, Any]:
+    """Strides (n, c, p) of each tensor, None where its pixels have no one stride."""
+    logits, targets, valid, _, _ = inputs
+    mode = spec.mode
+    at: dict[str, Any] = {
+        "logits": canonical_strides(mode, sizes, logits),
+        "targets": canonical_strides(mode, sizes, targets),
+        "dlogits": canonical_strides(mode, sizes, torch.empty_like(logits, device="meta")),
+        "valid": (0, 0, 0),
+    }
+    if valid is not None and valid.dim() == 1:
+        at["valid"] = (valid.stride(0), 0, 0)
+    elif valid is not None:
+        at["valid"] = canonical_strides("binary", Sizes(sizes.N, 1, sizes.P), valid)
+    return at
 
 
 def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
+    """A plan; None if a tensor has to be copied first."""
     from fastseg_losses.kernels import launch, single_plan
 
     logits, targets, valid, class_weights, pos_weight = inputs
     sizes = check_inputs(spec.mode, *inputs)
-    gradient = torch.empty_like(logits, device="meta")
-    strides = [
-        canonical_strides(spec.mode, sizes, tensor) for tensor in (logits, targets, gradient)
-    ]
-    valid_kind, valid_strides = "none", (0, 0)
-    if valid is not None and valid.dim() == 1:
-        valid_kind, valid_strides = "sample", (valid.stride(0), 0)
-    elif valid is not None:
-        at = canonical_strides("binary", Sizes(sizes.N, 1, sizes.P), valid)
-        strides.append(at)
-        valid_kind, valid_strides = "pixel", (0, 0) if at is None else (at[0], at[2])
-    if None in strides:
+    if sizes.P >= MAX_PIXELS or sizes.N * sizes.C >= MAX_GROUPS:
+        raise ValueError(
+            f"logits: the kernels take fewer than {MAX_PIXELS} pixels in each of fewer than "
+            f"{MAX_GROUPS} (sample, class) pairs, got {sizes.P} in {sizes.N * sizes.C}; use "
+            "backend='torch'"
+        )
+    at = _strides(spec, sizes, inputs)
+    scattered = any(w is not None and not w.is_contiguous() for w in (class_weights, pos_weight))
+    if None in at.values() or scattered:
         return None
+    valid_kind = "none" if valid is None else "sample" if valid.dim() == 1 else "pixel"
     device = logits.device
     layout = launch.Layout(
-        *sizes,
-        *strides[:3],
-        valid=valid_strides,
+        *(*sizes, at["logits"], at["targets"], at["dlogits"]),
+        valid=(at["valid"][0], at["valid"][2]),
         logits_bytes=logits.element_size(),
         targets_bytes=targets.element_size(),
         targets_kind=_kind_of(targets.dtype),
@@ -101,7 +131,7 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     ptx = device.type == "cuda" and torch.version.hip is None
     hopper = ptx and torch.cuda.get_device_capability(device) == (9, 0)
-    formula = _formula(spec, pos_weight is not None)
+    formula = _formula(spec, class_weights is not None, pos_weight is not None)
     plan = launch.Plan(layout, formula, launch.Device(multiprocessors, ptx, hopper))
     plan.single = single_plan.plan_single(layout, formula, plan.device)
     return plan
@@ -113,10 +143,16 @@ def _kind_of(dtype: torch.dtype) -> str:
     return "signed" if dtype.is_signed else "unsigned"
 
 
-def _formula(spec: LossSpec, has_pos_weight: bool) -> Any:
+def _formula(spec: LossSpec, class_weighted: bool, has_pos_weight: bool) -> Any:
     """The spec in the kernels' terms: which device functions, and their numbers."""
     from fastseg_losses.kernels import launch
 
+    kinds = [term.name for term in spec.points]
+    if len(set(kinds)) < len(kinds) or len(kinds) > 2 or len(spec.regions) > 3:
+        raise ValueError(
+            "the kernels' records hold a pointwise term of each kind, two in all, and three region "
+            f"terms, got {spec.term_names}; use backend='torch'"
+        )
     names = []
     alpha_neg, alpha_pos, gamma, smoothing = 1.0, 1.0, 0.0, 0.0
     for term in spec.points:
@@ -139,4 +175,5 @@ def _formula(spec: LossSpec, has_pos_weight: bool) -> Any:
         batch=spec.batch,
         skip_absent=spec.absent == "skip",
         ignore_index=None if spec.ignore_index is None else float(spec.ignore_index),
+        class_weighted=class_weighted,
     )

@@ -180,8 +180,8 @@ def _settle_kernel(
 ):
     """Multiply the gradient where the upstream gradient is not the assumed one.
 
-    Only powers of two are assumed: to divide by one again is exact, so the gradient's bits do not
-    depend on what was assumed.
+    Only powers of two are assumed, and none so far from 1 that a slope could leave float32: to
+    divide by one again is exact, so the gradient's bits do not depend on what was assumed.
     """
     pid = tl.program_id(0)
     dloss = tl.load(dloss_ptr).to(tl.float32)
@@ -189,7 +189,7 @@ def _settle_kernel(
     if pid == 0:
         bits = dloss.to(tl.int32, bitcast=True)
         exponent = (bits >> 23) & 0xFF
-        if ((bits & 0x7FFFFF) == 0) & (exponent > 0) & (exponent < 0xFF):
+        if ((bits & 0x7FFFFF) == 0) & (exponent >= 127 - 24) & (exponent <= 127 + 24):
             tl.store(assumed_ptr, dloss)
     if dloss != used:
         factor = dloss / used

@@ -60,6 +60,7 @@ class Formula(NamedTuple):
     batch: bool
     skip_absent: bool
     ignore_index: float | None
+    class_weighted: bool = False
 
 
 class Device(NamedTuple):

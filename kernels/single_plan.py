@@ -31,18 +31,19 @@ def plan_single(layout: Layout, formula: Formula, device: Device) -> "SinglePlan
 
 
 def _tile_for(at: Layout, f: Formula, device: Device) -> SingleTile | None:
-    everything_counts = (
-        at.valid_kind == "none" and f.ignore_index is None and not f.skip_absent and not f.batch
-    )
+    everything_counts = at.valid_kind == "none" and f.ignore_index is None and not f.skip_absent
+    equally = not f.class_weighted and not f.batch
     expected = (at.C * at.P, at.P if at.C > 1 else None, 1)  # one class: its stride says nothing
     packed = at.P % 16 == 0
     for n, c, p in (at.logits, at.targets, at.dlogits):
         packed = packed and (n, c if at.C > 1 else None, p) == expected
-    if not (everything_counts and packed and device.hopper and at.logits_bytes == 4):
+    if not (everything_counts and equally and packed and device.hopper):
         return None
-    if f.reduction not in ("mean", "sum") or at.targets_bytes not in (1, 4):
+    # Byte masks: less to read a second time, as much to compute, and only 8 warps to hide it.
+    # 185 us against 170 at 32x1x1024x1024; with 4-byte masks 193 against 231.
+    if f.reduction not in ("mean", "sum") or (at.logits_bytes, at.targets_bytes) != (4, 4):
         return None
-    return single_tile(at.N * at.C, at.P, at.targets_bytes, device.multiprocessors)
+    return single_tile(at.N * at.C, at.P, device.multiprocessors)
 
 
 class SinglePlan:

@@ -206,14 +206,15 @@ def bce(pixel, params, PTX: tl.constexpr):
 
 @triton.jit
 def weighted_bce(pixel, params, PTX: tl.constexpr):
-    """Cross-entropy, smoothed, with pos_weight w: (1-t) x + (1 + (w-1) t) softplus(-x)."""
+    """Cross-entropy, smoothed, with pos_weight w: w t softplus(-x) + (1 - t) softplus(x)."""
     x, t, e, step, p, p_not, dp, error, miss, turn = pixel
     alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing = params
     t = t + label_smoothing * (0.5 - t)
-    weight = 1.0 + (pos_weight - 1.0) * t
-    value = (1.0 - t) * x + weight * (tl.maximum(-x, 0.0) + log1p_unit(e))
+    weight = pos_weight * t
+    value = weight * tl.maximum(-x, 0.0) + (1.0 - t) * tl.maximum(x, 0.0)
+    value += (weight + 1.0 - t) * log1p_unit(e)
     value = tl.where(x == NEUTRAL, 0.0, value)  # its target is smoothed too
-    return tl.sum(value, 1), (1.0 - t) - weight * p_not
+    return tl.sum(value, 1), (1.0 - t) * p - weight * p_not
 
 
 @triton.jit

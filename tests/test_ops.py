@@ -315,12 +315,68 @@ def test_upstream_gradients(device):
 
 
 def test_double_backward_says_so(device):
+    """Also where something else requires grad: a penalty must not become a constant."""
     logits, targets = draw((2, 1, 8, 8), device)
     x = logits.requires_grad_()
     loss = CombinedSegmentationLoss(backend="triton")(x, targets)
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice|does not require grad"):
-        gradient.sum().backward()
+    for total in (gradient.sum(), loss + 100 * gradient.square().sum()):
+        with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+            total.backward(retain_graph=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hooks_on_saved_tensors_may_move_them(layout, device):
+    """Offloading gives back copies that lie otherwise."""
+    logits, targets = draw((3, 4, 16, 32), device)
+    logits = LAYOUTS[layout](logits)
+    criterion = CombinedSegmentationLoss(mode="multilabel", backend="triton")
+    expected = run(criterion, logits, targets, dloss=torch.tensor(1.0))
+    x = logits.detach().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: v.contiguous().clone(), lambda v: v):
+        loss = criterion(x, targets)
+    loss.backward()
+    torch.testing.assert_close(x.grad, expected.dlogits)
+
+
+def test_weights_with_gaps(device):
+    logits, targets = draw((3, 4, 6, 7), device)
+    criterion = CombinedSegmentationLoss(
+        mode="multilabel", class_weights=[1.0, 5.0, 0.0, 2.0], bce_pos_weight=[1.0, 2.0, 3.0, 4.0]
+    ).to(device)
+    criterion.backend = "triton"
+    expected = criterion(logits, targets)
+    for name in ("class_weights", "pos_weight"):
+        weights = getattr(criterion, name)
+        setattr(criterion, name, torch.stack([weights, -weights], 1).flatten()[::2])
+    assert torch.equal(criterion(logits, targets), expected)
+    criterion.class_weights = criterion.class_weights.clone().requires_grad_()
+    with pytest.raises(ValueError, match="class_weights: expected a tensor that does not require"):
+        criterion(logits, targets)
+
+
+@pytest.mark.parametrize("x", [-9.5, -12.5, -16.5, 9.5, 16.5])
+def test_weighted_bce_keeps_its_relative_accuracy(x, device):
+    """Confident background under pos_weight: (1 - t) - w (1 - p) would cancel."""
+    logits = torch.linspace(x - 0.5, x + 0.5, 64, device=device).reshape(1, 1, 8, 8)
+    targets = torch.full_like(logits, float(x > 0))
+    for smoothing in (0.0, 0.1):
+        check_against_float64(
+            lambda e=smoothing, **k: BCELoss(pos_weight=2.0, label_smoothing=e, **k),
+            logits,
+            targets,
+        )
+
+
+def test_specs_beyond_a_record_say_so(device):
+    from dataclasses import replace
+
+    logits, targets = draw((2, 1, 4, 4), device)
+    criterion = CombinedSegmentationLoss(backend="triton", iou_weight=0.1, tversky_weight=0.1)
+    for extra in ({"points": criterion.spec.points * 2}, {"regions": criterion.spec.regions * 2}):
+        criterion.spec = replace(criterion.spec, **extra)
+        with pytest.raises(ValueError, match="the kernels' records hold"):
+            criterion(logits, targets)
 
 
 def test_no_grad_and_inference_mode(device):
@@ -353,15 +409,61 @@ def test_stats_out_is_written_in_place(device):
     assert (ring[0] == -7).all() and (ring[2] == -7).all()
 
 
-def test_operators_pass_opcheck(device):
+@pytest.mark.parametrize("layout", ["channels_last", "cropped", "transposed"])
+@pytest.mark.parametrize("moved", ["logits", "targets", "valid"])
+def test_operators_pass_opcheck(moved, layout, device):
+    logits, targets = draw((2, 3, 8, 8), device)
+    valid = torch.rand(2, 1, 8, 8, device=device) < 0.7
+    if moved == "logits":
+        logits = LAYOUTS[layout](logits)
+    elif moved == "targets":
+        targets = LAYOUTS[layout](targets)
+    else:
+        valid = LAYOUTS[layout](valid)
+    spec = CombinedSegmentationLoss(mode="multilabel").spec
+    x = logits.detach().requires_grad_()
+    torch.library.opcheck(ops.loss_forward, (x, targets, valid, None, None, spec.key))
+    loss, _, table = ops.loss_forward(logits, targets, valid, None, None, spec.key)
+    inputs = (torch.ones_like(loss), table, logits, targets, valid, None, None, spec.key)
+    torch.library.opcheck(ops.loss_backward, inputs, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_operators_of_other_shapes_pass_opcheck(device):
     logits, targets = draw((2, 3, 8, 8), device)
     for criterion in (
-        CombinedSegmentationLoss(mode="multilabel"),
         DiceLoss(mode="multilabel", batch=True, reduction="none"),
         BCELoss(mode="multilabel", reduction="none"),
     ):
         x = logits.clone().requires_grad_()
         torch.library.opcheck(ops.loss_forward, (x, targets, None, None, None, criterion.spec.key))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_compiled_for_dynamic_shapes_with_weights(backend, device):
+    torch._dynamo.reset()
+    criterion = CombinedSegmentationLoss(
+        mode="multilabel", backend=backend, class_weights=[1.0, 2.0, 3.0], bce_pos_weight=[2.0] * 3
+    ).to(device)
+    step = torch.compile(criterion, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in (8, 12):
+        logits, targets = draw((2, 3, size, size), device)
+        torch.testing.assert_close(step(logits, targets), criterion(logits, targets))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_calls_raise_the_alarm_and_check_stats_out(device):
+    torch._dynamo.reset()
+    logits, targets = draw((2, 1, 8, 8), device)
+    criterion = DiceLoss(backend="triton")
+    step = torch.compile(criterion, backend="aot_eager")
+    step(logits, targets * 255 + 2)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    with pytest.raises(ValueError, match="earlier call"):
+        step(logits, targets)
+    with pytest.raises(Exception, match="stats_out: expected a contiguous float32"):
+        step(logits, targets, stats_out=torch.zeros(4, criterion.stats_size, device=device))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -1,0 +1,109 @@
+"""The little state that launches share, and what a launch asks of its device."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastseg_losses.stats import bad_targets_error
+
+if TYPE_CHECKING:
+    from fastseg_losses.kernels.launch import Plan
+
+# int32 a device, zeroed before any capture: a captured launch takes 1 + groups of them for good.
+CAPTURE_COUNTERS = 1 << 16
+
+_CAPTURED: dict[torch.device, tuple[Tensor, int]] = {}  # counters for captures, how many are taken
+_CAPTURING = threading.Lock()
+_ASSUMED: dict[tuple[torch.device, int], Tensor] = {}  # by stream; see _settle_kernel
+_UNREAD: dict[torch.device, Tensor] = {}
+_ALARM: list[Any] = []  # an int32 in pinned host memory that the kernel sets on bad targets
+
+
+def _lasting(size: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor that outlives the call, outside whatever memory pool a CUDA graph is using.
+
+    Pools are bound to the stream that warms up or captures, so it is made on another one.
+    """
+    if device.type != "cuda":
+        return torch.full((size,), value, dtype=dtype, device=device)
+    with torch.cuda.device(device):
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        with torch.cuda.stream(aside):
+            tensor = torch.full((size,), value, dtype=dtype, device=device)
+        current.wait_stream(aside)
+        tensor.record_stream(current)  # when it is freed, launches there may still be using it
+    return tensor
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the current stream."""
+    return device.type == "cuda" and torch._C._cuda_isCurrentStreamCapturing()
+
+
+def counters_for(plan: Plan, device: torch.device, stream: int) -> Tensor:
+    """Zeroed counters that no launch in flight shares.
+
+    Launches of one stream follow each other, and each leaves its counters at 0. A captured launch
+    may be replayed beside any other, so it gets counters of its own.
+    """
+    size = 1 + plan.groups
+    if is_capturing(device):
+        with _CAPTURING:
+            slab, taken = _CAPTURED.get(device, (None, 0))
+            if slab is None or taken + size > slab.numel():
+                # one more node a replay
+                return torch.zeros(size, dtype=torch.int32, device=device)
+            _CAPTURED[device] = slab, taken + size
+            return slab[taken : taken + size]
+    counters = plan.counters.get(stream)
+    if counters is None:
+        counters = plan.counters[stream] = _lasting(size, 0, torch.int32, device)
+        if device.type == "cuda" and device not in _CAPTURED:
+            _CAPTURED[device] = _lasting(CAPTURE_COUNTERS, 0, torch.int32, device), 0
+    return counters
+
+
+def assumed_on(device: torch.device, stream: int) -> Tensor:
+    """The upstream gradient that came last on this stream, 1 at first: the best guess."""
+    if (device, stream) not in _ASSUMED:
+        _ASSUMED[device, stream] = _lasting(1, 1.0, torch.float32, device)
+    return _ASSUMED[device, stream]
+
+
+def unread_on(device: torch.device) -> Tensor:
+    """Where statistics go that nobody reads, from any number of launches at once."""
+    if device not in _UNREAD:
+        _UNREAD[device] = _lasting(64, 0.0, torch.float32, device)
+    return _UNREAD[device]
+
+
+def alarm_on(device: torch.device) -> Tensor:
+    """Where the forward kernel reports targets outside [0, 1]: host memory that it can write."""
+    if not _ALARM:
+        flag = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        _ALARM.extend((flag, flag.numpy()))  # read through numpy: 0.1 us in place of 3
+    return _ALARM[0]
+
+
+def raise_alarm() -> None:
+    """Raise the ValueError of an earlier call, if a kernel has reported one meanwhile."""
+    if _ALARM and _ALARM[1][0]:
+        _ALARM[1][0] = 0
+        raise bad_targets_error("some of an earlier call")
+
+
+def stream_of(device: torch.device) -> int:
+    """The current stream's handle; 0 where there are no streams."""
+    if device.type != "cuda":
+        return 0
+    # As Triton asks, like the two below: their public forms build objects, 1 to 6 us a call.
+    return torch._C._cuda_getCurrentRawStream(device.index)
+
+
+def is_foreign(device: torch.device) -> bool:
+    """Whether another device than this one is current; kernels are launched on the current one."""
+    return device.type == "cuda" and device.index != torch._C._cuda_getDevice()
