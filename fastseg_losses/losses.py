@@ -17,6 +17,7 @@ class BCELoss(SegmentationLoss):
         **shared: see `SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> BCELoss()(torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4))
         tensor(0.6931)
     """
@@ -58,6 +59,7 @@ class DiceLoss(SegmentationLoss):
         **shared: see `SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> DiceLoss()(torch.full((1, 1, 2, 2), 100.0), torch.ones(1, 1, 2, 2))
         tensor(0.)
     """
@@ -75,6 +77,7 @@ class IoULoss(SegmentationLoss):
         **shared: see `SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> IoULoss(smooth=0.0)(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
         tensor(0.5000)
     """
@@ -97,6 +100,7 @@ class TverskyLoss(SegmentationLoss):
         **shared: see `SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> x, t = torch.randn(2, 1, 8, 8), torch.rand(2, 1, 8, 8).round()
         >>> dice = TverskyLoss(alpha=0.5, beta=0.5, smooth=0.5)
         >>> torch.allclose(dice(x, t), DiceLoss(smooth=1.0)(x, t))
@@ -129,6 +133,7 @@ class FocalLoss(SegmentationLoss):
         **shared: see `SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> x, t = torch.randn(2, 1, 8, 8), torch.rand(2, 1, 8, 8).round()
         >>> torch.allclose(FocalLoss(alpha=None, gamma=0.0)(x, t), BCELoss()(x, t))
         True
@@ -166,6 +171,7 @@ class CombinedSegmentationLoss(SegmentationLoss):
         **shared: see `SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> criterion = CombinedSegmentationLoss(bce_weight=0.5, dice_weight=0.5, focal_weight=0.0)
         >>> x, t = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
         >>> loss, stats = criterion(x, t, return_stats=True)
