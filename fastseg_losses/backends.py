@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 import warnings
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastseg_losses import reference
-from fastseg_losses.inputs import check_inputs, check_stats_out, live_pixels
+from fastseg_losses import reference, reference_multiclass
+from fastseg_losses.inputs import Inputs, check_call, check_stats_out, is_soft, live_pixels
 from fastseg_losses.spec import LossSpec
-from fastseg_losses.stats import FIELDS, bad_targets_error
+from fastseg_losses.stats import FIELDS, bad_targets_error, per_class
 
 BACKENDS = ("auto", "triton", "torch")
 MIN_TRITON = (3, 4)
@@ -100,9 +99,7 @@ def _warn_once(trouble: str) -> None:
 # ---- the torch backend
 
 
-def torch_loss(
-    spec: LossSpec, inputs: tuple[Any, ...], stats_out: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def torch_loss(spec: LossSpec, inputs: Inputs, stats_out: Tensor | None) -> tuple[Tensor, Tensor]:
     """Loss and statistics row by the reference.
 
     Args:
@@ -110,15 +107,18 @@ def torch_loss(
         inputs: logits, targets, valid, class_weights, pos_weight, as the caller passed them.
         stats_out: where the row goes, or None.
     """
-    logits, targets, valid, class_weights, pos_weight = inputs
-    sizes = check_inputs(spec.mode, *inputs)
-    x, t = logits.reshape(sizes), targets.reshape(sizes)
+    logits, targets, valid, class_weights, vector = inputs
+    sizes = check_call(spec, inputs)
+    multiclass = spec.mode == "multiclass"
+    ids = multiclass and not is_soft(logits, targets)
+    x, t = logits.reshape(sizes), targets.reshape((sizes.N, 1, sizes.P) if ids else sizes)
     live = live_pixels(sizes, t, valid, spec.ignore_index)
-    loss, row = reference.loss_and_stats(spec, x, t, live, class_weights, pos_weight)
+    compute = reference_multiclass.loss_and_stats if multiclass else reference.loss_and_stats
+    loss, row = compute(spec, x, t, live, class_weights, vector)
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         bad = int(row[FIELDS.index("bad_targets")])
         if bad:
-            raise bad_targets_error(f"{bad} valid targets")
+            raise bad_targets_error(f"{bad} valid targets", per_class(spec, logits))
     if stats_out is not None:
         check_stats_out(stats_out, row.numel(), logits.device)
         row = stats_out.copy_(row)

@@ -12,7 +12,7 @@ from fastseg_losses import spec as specs
 from fastseg_losses.backends import BACKENDS
 from fastseg_losses.functional import segmentation_loss
 from fastseg_losses.spec import LossSpec, PointTerm, RegionTerm
-from fastseg_losses.stats import SegmentationStats, stats_size
+from fastseg_losses.stats import SegmentationStats, per_class, stats_size
 
 Weights = Sequence[float] | Tensor | float | None
 
@@ -23,29 +23,39 @@ class SegmentationLoss(nn.Module):
     Args:
         points: the pointwise terms.
         regions: the region terms.
-        mode: "binary" (one class, logits (N, 1, *spatial) or (N, *spatial)) or "multilabel" (C
-            independent classes).
-        reduction: "mean", "sum" or "none" ((N, C); (C,) with batch=True).
+        mode: "binary" (one class, logits (N, 1, *spatial) or (N, *spatial)), "multilabel" (C
+            independent classes) or "multiclass" (one of C classes at every pixel).
+        reduction: how a term becomes a number. Pointwise terms (BCE, cross-entropy, focal) are
+            sums over pixels, region terms (Dice, IoU, Tversky) one score for each group. "mean":
+            sum over the valid elements / their number; mean over the groups. "sum": the plain
+            sums, so that in a combination the pixels outweigh the groups. "none": (N, C), a
+            pointwise term as each group's own mean over its pixels; region terms alone (C,) with
+            batch=True; in multiclass mode (N,) where a pointwise term is among the terms.
         ignore_index: target value whose pixels count for nothing, or None.
         class_weights: (C,) weights of the classes, or None.
-        include_background: multiclass only.
+        include_background: False leaves class 0 out of the region terms, after the softmax;
+            multiclass only.
         batch: True takes one region score per class over the whole batch, False one per sample and
             class.
         absent: "skip" leaves a class that a group's target lacks out of the region mean, "keep"
             counts it.
-        activation: None or "sigmoid".
+        activation: None (a softmax over the classes in multiclass mode, else a sigmoid) or
+            "sigmoid" (multiclass: each class against the rest).
         upsample: None (losses from low-resolution logits are not available yet).
         backend: "auto" (Triton on CUDA tensors where it runs, else torch), "triton" or "torch".
-        pos_weight: weight of the positive class in the BCE term, a scalar or (C,), or None.
+        pos_weight: weight of the positive class in the BCE term, a scalar or (C,), or None; not
+            with a softmax.
+        alpha: (C,) weights of the classes in a softmax focal term, or None.
 
     Raises:
-        TypeError: an argument of the wrong type.
+        TypeError: an argument of the wrong type, or one that the loss does not have.
         ValueError: an argument outside its range.
-        NotImplementedError: mode="multiclass" or upsample.
+        NotImplementedError: upsample.
     """
 
     class_weights: Tensor | None
     pos_weight: Tensor | None
+    alpha: Tensor | None
 
     def __init__(
         self,
@@ -63,7 +73,14 @@ class SegmentationLoss(nn.Module):
         upsample: str | None = None,
         backend: str = "auto",
         pos_weight: Weights = None,
+        alpha: Tensor | None = None,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__}: unexpected argument {next(iter(unknown))!r}; "
+                f"help(fastseg_losses.{type(self).__name__}) lists what it takes"
+            )
         super().__init__()
         self.spec: LossSpec = specs.make_spec(
             points,
@@ -81,13 +98,20 @@ class SegmentationLoss(nn.Module):
             raise ValueError(
                 f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
             )
+        if self.spec.softmax and pos_weight is not None:
+            raise ValueError(
+                "pos_weight: expected None with a softmax over the classes (class_weights weigh "
+                f"them), got {pos_weight!r}"
+            )
         self.backend = backend
+        self._softmax = self.spec.softmax
         self.register_buffer(
             "class_weights", weight_vector("class_weights", class_weights), persistent=False
         )
         self.register_buffer(
             "pos_weight", weight_vector("pos_weight", pos_weight), persistent=False
         )
+        self.register_buffer("alpha", alpha, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the weights with the module, but keep them float32: `model.half()` is for nets."""
@@ -104,10 +128,13 @@ class SegmentationLoss(nn.Module):
         """Names of the terms, as in `SegmentationStats.terms`."""
         return self.spec.term_names
 
-    @property
-    def stats_size(self) -> int:
-        """Number of float32 elements of one statistics row (`stats_out`)."""
-        return stats_size(self.spec.term_names)
+    def stats_size(self, num_classes: int = 1) -> int:
+        """Number of float32 elements of one statistics row (`stats_out`).
+
+        Args:
+            num_classes: C, which matters in multiclass mode alone.
+        """
+        return stats_size(self.spec, num_classes)
 
     def forward(
         self,
@@ -121,14 +148,16 @@ class SegmentationLoss(nn.Module):
         """Compute the loss, and the statistics when asked.
 
         Args:
-            logits: (N, C, *spatial) float32, float16, bfloat16 or float64, before the sigmoid; in
-                binary mode (N, *spatial) too.
+            logits: (N, C, *spatial) float32, float16, bfloat16 or float64, before the activation;
+                in binary mode (N, *spatial) too.
             targets: the logits' shape; bool, integer or floating in [0, 1], read without a cast.
+                In multiclass mode class ids (N, *spatial) or (N, 1, *spatial) of any integer
+                dtype, or probabilities of the logits' shape.
             valid: bool (N,): whole samples; or (N, *spatial) / (N, 1, *spatial): pixels. None: all
                 are valid.
             return_stats: also return a `SegmentationStats` from the same launch.
-            stats_out: float32 (stats_size,) contiguous device tensor into which the statistics are
-                written, a row of a ring, say.
+            stats_out: float32 (stats_size(C),) contiguous device tensor into which the statistics
+                are written, a row of a ring, say.
 
         Returns:
             The loss, float32 (float64 for float64 logits); with return_stats, the pair (loss,
@@ -139,14 +168,15 @@ class SegmentationLoss(nn.Module):
             ValueError: shapes, devices or target values that do not fit.
         """
         buffers = self._buffers  # plain attribute access goes through __getattr__, 0.5 us each
-        inputs = (logits, targets, valid, buffers["class_weights"], buffers["pos_weight"])
+        vector = buffers["alpha" if self._softmax else "pos_weight"]
+        inputs = (logits, targets, valid, buffers["class_weights"], vector)
         loss, row = segmentation_loss(
             self.spec, inputs, backend=self.backend, want_stats=return_stats, stats_out=stats_out
         )
         if not return_stats:
             return loss
         assert row is not None  # it was asked for
-        return loss, SegmentationStats(row, self.spec.term_names)
+        return loss, SegmentationStats(row, self.spec.term_names, per_class(self.spec, logits))
 
     def extra_repr(self) -> str:
         """The spec's fields that matter, for `print(criterion)`."""

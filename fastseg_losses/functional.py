@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastseg_losses.ops import segmentation_loss
@@ -29,6 +29,7 @@ def region_sums(
     *,
     mode: str = "binary",
     ignore_index: int | None = None,
+    activation: str | None = None,
     backend: str = "auto",
 ) -> RegionSums:
     r"""Sum what every region loss is made of: I = \sum p t, P = \sum p, T = \sum t, V = pixels.
@@ -37,12 +38,14 @@ def region_sums(
     backward pass; for batch Dice across ranks, all-reduce them first.
 
     Args:
-        logits: (N, C, *spatial) float32, float16, bfloat16 or float64, before the sigmoid; in
+        logits: (N, C, *spatial) float32, float16, bfloat16 or float64, before the activation; in
             binary mode (N, *spatial) too.
-        targets: the logits' shape; bool, integer or floating in [0, 1].
+        targets: the logits' shape; bool, integer or floating in [0, 1]. In multiclass mode class
+            ids (N, *spatial) or (N, 1, *spatial), or probabilities of the logits' shape.
         valid: bool (N,) or (N, *spatial), or None.
-        mode: "binary" or "multilabel".
+        mode: "binary", "multilabel" or "multiclass".
         ignore_index: target value whose pixels count for nothing, or None.
+        activation: None (a softmax in multiclass mode, else a sigmoid) or "sigmoid".
         backend: "auto", "triton" or "torch".
 
     Returns:
@@ -58,11 +61,17 @@ def region_sums(
         >>> (1 - 2 * sums.I / (sums.P + sums.T)).mean()  # Dice without smoothing
         tensor(0.3333)
     """
-    spec = _sums_spec(mode, ignore_index)
+    spec = _sums_spec(mode, ignore_index, activation)
     sums, _ = segmentation_loss(spec, (logits, targets, valid, None, None), backend=backend)
     return RegionSums(*sums.unbind(0))
 
 
-@lru_cache(maxsize=64)
-def _sums_spec(mode: str, ignore_index: int | None) -> LossSpec:
-    return sums_spec(mode, ignore_index)
+_SUMS: dict[tuple[str, int | None, str | None], LossSpec] = {}
+
+
+@torch.compiler.assume_constant_result  # a dict: torch.compile would trace into an lru_cache
+def _sums_spec(mode: str, ignore_index: int | None, activation: str | None) -> LossSpec:
+    key = (mode, ignore_index, activation)
+    if key not in _SUMS:
+        _SUMS[key] = sums_spec(*key)
+    return _SUMS[key]

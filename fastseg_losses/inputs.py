@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastseg_losses.spec import LossSpec
+
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+# logits, targets, valid, class_weights, pos_weight (with a softmax: alpha)
+Inputs = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]
 
 
 class Sizes(NamedTuple):
@@ -25,8 +32,10 @@ def check_inputs(
     valid: Tensor | None,
     class_weights: Tensor | None,
     pos_weight: Tensor | None,
+    *,
+    softmax: bool = False,
 ) -> Sizes:
-    """Check one call's tensors against each other.
+    """Check one call's tensors against each other; `softmax`: alpha comes in place of pos_weight.
 
     Returns:
         The canonical sizes.
@@ -52,11 +61,15 @@ def check_inputs(
             "targets: expected a tensor that does not require grad; pass targets.detach()"
         )
     sizes = _sizes(mode, logits)
-    _check_targets_shape(mode, logits, targets)
+    if mode == "multiclass" and not is_soft(logits, targets):
+        _check_class_ids(logits, targets)
+    else:
+        _check_targets_shape(mode, logits, targets)
     _check_valid(mode, logits, sizes, valid)
+    last = "alpha" if softmax else "pos_weight"
     for name, vector, lengths in (
         ("class_weights", class_weights, (sizes.C,)),
-        ("pos_weight", pos_weight, (1, sizes.C)),
+        (last, pos_weight, (sizes.C,) if softmax else (1, sizes.C)),
     ):
         # any(==), not in: under torch.compile numel may be symbolic
         if vector is not None and not any(vector.numel() == n for n in lengths):
@@ -70,13 +83,38 @@ def check_inputs(
         ("targets", targets),
         ("valid", valid),
         ("class_weights", class_weights),
-        ("pos_weight", pos_weight),
+        (last, pos_weight),
     ):
         if other is not None and other.device != logits.device:
             raise ValueError(
                 f"{name}: expected device {logits.device} as the logits', got {other.device}"
             )
     return sizes
+
+
+def check_call(spec: LossSpec, inputs: Inputs) -> Sizes:
+    """Check one call's tensors against each other and against what the loss is.
+
+    Args:
+        spec: the loss.
+        inputs: logits, targets, valid, class_weights and pos_weight, or with a softmax alpha.
+
+    Raises:
+        TypeError: see `check_inputs`, as for ValueError.
+    """
+    sizes = check_inputs(spec.mode, *inputs, softmax=spec.softmax)
+    logits, targets = inputs[:2]
+    if spec.mode == "multiclass" and spec.ignore_index is not None and is_soft(logits, targets):
+        raise ValueError(
+            f"ignore_index: {spec.ignore_index} names a class id, but the targets have the logits' "
+            f"shape {tuple(logits.shape)} (probabilities); pass what counts as `valid`"
+        )
+    return sizes
+
+
+def is_soft(logits: Tensor, targets: Tensor) -> bool:
+    """Whether multiclass targets are probabilities of the logits' shape, not class ids."""
+    return targets.shape == logits.shape
 
 
 def _sizes(mode: str, logits: Tensor) -> Sizes:
@@ -91,10 +129,35 @@ def _sizes(mode: str, logits: Tensor) -> Sizes:
                 "logits: expected (N, 1, *spatial) or (N, *spatial), at most 3-D space, in "
                 f"mode 'binary' ('multilabel' has C classes), got {shape}"
             )
+        if len(shape) == 4 and shape[1] != 1:
+            warnings.warn(
+                f"logits: shape {shape} is read as volumes of one class, (N, *spatial), in mode "
+                "'binary'; if the second size counts classes, the loss needs mode='multilabel' or "
+                "'multiclass', and if not, logits[:, None] says so",
+                UserWarning,
+                stacklevel=2,
+            )
         return Sizes(shape[0], 1, _product(shape[1:]))  # (N, 1, *) and (N, *) hold the same pixels
     if len(shape) < 2:
         raise ValueError(f"logits: expected shape (N, C, *spatial) in mode {mode!r}, got {shape}")
+    if mode == "multiclass" and shape[1] < 2:
+        raise ValueError(
+            "logits: expected shape (N, C, *spatial) with C of at least 2 in mode 'multiclass' "
+            f"('binary' has one class), got {shape}"
+        )
     return Sizes(shape[0], shape[1], _product(shape[2:]))
+
+
+def _check_class_ids(logits: Tensor, targets: Tensor) -> None:
+    shape, found = tuple(logits.shape), tuple(targets.shape)
+    ids = (shape[0], *shape[2:])
+    if found != ids and found != (shape[0], 1, *shape[2:]):
+        raise ValueError(
+            f"targets: expected class ids of shape {ids}, or probabilities of the logits' shape "
+            f"{shape}, in mode 'multiclass', got {found}"
+        )
+    if targets.dtype.is_floating_point:
+        raise TypeError(f"targets: expected class ids of an integer dtype, got {targets.dtype}")
 
 
 def _check_targets_shape(mode: str, logits: Tensor, targets: Tensor) -> None:
@@ -170,7 +233,7 @@ def live_pixels(
 
     Args:
         sizes: the canonical sizes.
-        targets: (N, C, P).
+        targets: (N, C, P), or class ids (N, 1, P).
         valid: as the caller passed it.
         ignore_index: target value that marks an ignored pixel.
     """
@@ -208,6 +271,15 @@ def pixel_stride(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None
         if outer != size * inner:
             return None
     return real[-1][1]
+
+
+def target_strides(
+    mode: str, sizes: Sizes, logits: Tensor, targets: Tensor
+) -> tuple[int, int, int] | None:
+    """Strides (n, c, p) of the targets; class ids are those of one channel."""
+    if mode == "multiclass" and not is_soft(logits, targets):
+        return canonical_strides("binary", Sizes(sizes.N, 1, sizes.P), targets)
+    return canonical_strides(mode, sizes, targets)
 
 
 def canonical_strides(mode: str, sizes: Sizes, tensor: Tensor) -> tuple[int, int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastseg_losses import spec as specs
@@ -25,17 +26,32 @@ class BCELoss(SegmentationLoss):
     def __init__(
         self, pos_weight: Weights = None, label_smoothing: float = 0.0, **shared: Any
     ) -> None:
+        if shared.get("mode") == "multiclass" and shared.get("activation") is None:
+            raise ValueError(
+                "mode: expected 'binary' or 'multilabel' for BCELoss, or activation='sigmoid' "
+                "(CrossEntropyLoss serves a softmax), got 'multiclass'"
+            )
         super().__init__(
             [specs.bce_term(1.0, label_smoothing)], [], pos_weight=pos_weight, **shared
         )
 
 
 class CrossEntropyLoss(SegmentationLoss):
-    """Softmax cross-entropy from class ids; multiclass only, which is not available yet.
+    """Softmax cross-entropy: sum of w_y (-log p_y) / sum of w_y over the valid pixels.
+
+    As `torch.nn.CrossEntropyLoss`; with soft targets, the sum over the classes of w_c t_c (-log
+    p_c), divided by the number of valid pixels.
 
     Args:
-        label_smoothing: e in [0, 1], as in `torch.nn.CrossEntropyLoss`.
+        label_smoothing: e in [0, 1]; the target becomes t (1 - e) + e / C.
         **shared: see `SegmentationLoss`; mode is "multiclass".
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.randn(2, 5, 4, 4), torch.randint(5, (2, 4, 4))
+        >>> expected = torch.nn.functional.cross_entropy(x, y)
+        >>> torch.allclose(CrossEntropyLoss()(x, y), expected)
+        True
     """
 
     def __init__(self, label_smoothing: float = 0.0, **shared: Any) -> None:
@@ -44,6 +60,11 @@ class CrossEntropyLoss(SegmentationLoss):
             raise ValueError(
                 "mode: expected 'multiclass' for CrossEntropyLoss (BCELoss serves the others), "
                 f"got {mode!r}"
+            )
+        if shared.get("activation") is not None:
+            raise ValueError(
+                "activation: expected None for CrossEntropyLoss (BCELoss serves a sigmoid for each "
+                f"class), got {shared['activation']!r}"
             )
         super().__init__([specs.bce_term(1.0, label_smoothing)], [], mode=mode, **shared)
 
@@ -124,12 +145,16 @@ class TverskyLoss(SegmentationLoss):
 class FocalLoss(SegmentationLoss):
     """Focal loss: mean over valid elements of alpha_t (1 - p_t)**gamma bce.
 
+    In multiclass mode: mean over valid pixels of alpha_y (1 - p_y)**gamma (-log p_y), with soft
+    targets the expectation of that over the target's classes.
+
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, eq. 5.
 
     Args:
         alpha: weight of the positive class in [0, 1] (1 - alpha for the negative), or None for no
-            balance.
-        gamma: exponent, at least 0; 0 with alpha None is BCE.
+            balance. In multiclass mode a sequence of C values of at least 0, or None, which is
+            the default there.
+        gamma: exponent, at least 0; 0 with alpha None is BCE, or cross-entropy.
         **shared: see `SegmentationLoss`.
 
     Example:
@@ -139,8 +164,16 @@ class FocalLoss(SegmentationLoss):
         True
     """
 
-    def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0, **shared: Any) -> None:
-        super().__init__([specs.focal_term(1.0, alpha, gamma)], [], **shared)
+    def __init__(
+        self,
+        alpha: float | Sequence[float] | None = specs.BINARY_ALPHA,
+        gamma: float = 2.0,
+        **shared: Any,
+    ) -> None:
+        one, each = specs.split_alpha(alpha, shared)
+        super().__init__(
+            [specs.focal_term(1.0, one, gamma)], [], alpha=weight_vector("alpha", each), **shared
+        )
 
 
 class CombinedSegmentationLoss(SegmentationLoss):
@@ -190,7 +223,7 @@ class CombinedSegmentationLoss(SegmentationLoss):
         bce_label_smoothing: float = 0.0,
         dice_smooth: float = 1.0,
         dice_log_loss: bool = False,
-        focal_alpha: float | None = 0.25,
+        focal_alpha: float | Sequence[float] | None = specs.BINARY_ALPHA,
         focal_gamma: float = 2.0,
         iou_smooth: float = 1.0,
         iou_log_loss: bool = False,
@@ -211,9 +244,10 @@ class CombinedSegmentationLoss(SegmentationLoss):
         bce, dice, focal, iou, tversky = (specs.check_weight(k, v) for k, v in weights.items())
         if not any((bce, dice, focal, iou, tversky)):
             raise ValueError(f"{', '.join(weights)}: expected at least one above 0, got all 0")
+        one, each = specs.split_alpha(focal_alpha, shared, prefix="focal_")
         points = [
             specs.bce_term(bce, bce_label_smoothing, prefix="bce_"),
-            specs.focal_term(focal, focal_alpha, focal_gamma, prefix="focal_"),
+            specs.focal_term(focal, one, focal_gamma, prefix="focal_"),
         ]
         regions = [
             specs.dice_term(dice, dice_smooth, dice_log_loss, prefix="dice_"),
@@ -233,6 +267,7 @@ class CombinedSegmentationLoss(SegmentationLoss):
             [term for term in points if term.weight],
             [term for term in regions if term.weight],
             pos_weight=pos_weight if bce else None,
+            alpha=weight_vector("focal_alpha", each) if focal else None,
             **shared,
         )
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fastseg_losses.backends import takes_triton, torch_loss
-from fastseg_losses.inputs import check_inputs, check_stats_out
-from fastseg_losses.plans import PLANS, Inputs, key_of, plan_for
+from fastseg_losses.inputs import Inputs, check_call, check_stats_out
+from fastseg_losses.plans import PLANS, key_of, output_shapes, plan_for
 from fastseg_losses.spec import LossSpec
 from fastseg_losses.state import (
     alarm_on,
@@ -26,7 +26,7 @@ from fastseg_losses.state import (
     stream_of,
     unread_on,
 )
-from fastseg_losses.stats import stats_size
+from fastseg_losses.stats import row_length
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
@@ -65,18 +65,22 @@ def segmentation_loss(
         if not takes_triton(backend, inputs[0]):
             return torch_loss(spec, inputs, stats_out)
         if compiling:
-            check_inputs(spec.mode, *inputs)
+            check_call(spec, inputs)
             if stats_out is not None:
-                check_stats_out(stats_out, stats_size(spec.term_names), inputs[0].device)
+                check_stats_out(
+                    stats_out,
+                    row_length(spec, inputs[0]),
+                    inputs[0].device,
+                )
             loss, row, _ = loss_forward(*inputs, spec.key)
             return loss, row if stats_out is None else stats_out.copy_(row)
         plan, inputs = plan_for(spec, inputs)
     raise_alarm()
     logits = inputs[0]
     if stats_out is not None:
-        check_stats_out(stats_out, stats_size(spec.term_names), logits.device)
+        check_stats_out(stats_out, row_length(spec, inputs[0]), logits.device)
     elif want_stats:
-        stats_out = logits.new_empty(stats_size(spec.term_names), dtype=torch.float32)
+        stats_out = logits.new_empty(row_length(spec, inputs[0]), dtype=torch.float32)
     if logits.requires_grad and torch.is_grad_enabled():
         return _FusedLoss.apply(spec, plan, stats_out, *inputs), stats_out
     return _launch_forward(plan, inputs, stats_out)[0], stats_out
@@ -142,8 +146,7 @@ def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -
         with torch.cuda.device(device):
             return _launch_backward(plan, inputs, table, dloss)
     dlogits = torch.empty_like(logits)
-    # (k, n, c); a scalar is the same for all
-    strides = (0,) * (3 - dloss.dim()) + dloss.stride() if dloss.dim() else (0, 0, 0)
+    strides = plan.dloss_strides(dloss.stride()) if dloss.dim() else (0, 0, 0)
     tensors = (dlogits, dloss, table, logits, targets, valid, pos_weight)
     plan.backward(tensors, strides, stream_of(device))
     return dlogits
@@ -228,7 +231,7 @@ def loss_forward(
     parsed = LossSpec.from_key(spec)
     raise_alarm()
     plan, inputs = plan_for(parsed, (logits, targets, valid, class_weights, pos_weight))
-    row = logits.new_empty(stats_size(parsed.term_names), dtype=torch.float32)
+    row = logits.new_empty(row_length(parsed, logits), dtype=torch.float32)
     table = logits.new_empty(plan.table_size, dtype=torch.float32)
     loss, _ = _launch_forward(plan, inputs, row, table)
     return loss, row, table
@@ -237,14 +240,9 @@ def loss_forward(
 @loss_forward.register_fake
 def _(logits, targets, valid, class_weights, pos_weight, spec):  # type: ignore[no-untyped-def]
     parsed = LossSpec.from_key(spec)
-    N, C = logits.shape[0], 1 if parsed.mode == "binary" else logits.shape[1]
-    shapes = {"none": (C,) if parsed.batch else (N, C), "sums": (4, N, C)}
-    groups = C if parsed.batch else N * C
-    return (
-        logits.new_empty(shapes.get(parsed.reduction, ()), dtype=torch.float32),
-        logits.new_empty(stats_size(parsed.term_names), dtype=torch.float32),
-        logits.new_empty(2 + (2 + len(parsed.points)) * groups, dtype=torch.float32),
-    )
+    loss, table = output_shapes(parsed, logits)
+    row = row_length(parsed, logits)
+    return tuple(logits.new_empty(shape, dtype=torch.float32) for shape in (loss, (row,), (table,)))
 
 
 @torch.library.custom_op("fastseg_losses::loss_backward", mutates_args=())

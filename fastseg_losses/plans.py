@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastseg_losses.inputs import Sizes, canonical_strides, check_inputs
+from fastseg_losses.inputs import (
+    Inputs,
+    Sizes,
+    canonical_strides,
+    check_call,
+    is_soft,
+    target_strides,
+)
 from fastseg_losses.spec import LossSpec
 
 if TYPE_CHECKING:
@@ -17,9 +24,8 @@ MAX_PLANS = 1024  # a plan is about 5 kB; a training run has a handful of shapes
 # Kernels count pixels of a group and groups in 32 bits; offsets beyond a group have 64.
 MAX_PIXELS = 2**31 - 2**20
 MAX_GROUPS = 2**26
-
-# logits, targets, valid, class_weights, pos_weight
-Inputs = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]
+# A tile of the multiclass kernels holds all classes: 32 lanes of 32.
+MAX_CLASSES = 1024
 
 PLANS: dict[tuple[Any, ...], Plan | None] = {}
 
@@ -51,12 +57,12 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
     """The launch plan for these tensors, made at first sight, and the tensors to launch it with.
 
     Raises:
-        TypeError: see `inputs.check_inputs`, as for ValueError.
+        TypeError: see `inputs.check_call`, as for ValueError.
     """
     try:
         key = key_of(spec, inputs)
     except AttributeError:
-        check_inputs(spec.mode, *inputs)  # says what is no tensor
+        check_call(spec, inputs)  # says what is no tensor
         raise
     if key in PLANS:
         plan = PLANS[key]
@@ -71,7 +77,7 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
 def _packed(spec: LossSpec, inputs: Inputs) -> Inputs:
     """The documented copy: of those tensors alone whose pixels have no one stride."""
     logits, targets, valid, class_weights, pos_weight = inputs
-    sizes = check_inputs(spec.mode, *inputs)
+    sizes = check_call(spec, inputs)
     at = _strides(spec, sizes, inputs)
     return (
         logits if at["logits"] and at["dlogits"] else logits.contiguous(),
@@ -88,7 +94,7 @@ def _strides(spec: LossSpec, sizes: Sizes, inputs: Inputs) -> dict[str, Any]:
     mode = spec.mode
     at: dict[str, Any] = {
         "logits": canonical_strides(mode, sizes, logits),
-        "targets": canonical_strides(mode, sizes, targets),
+        "targets": target_strides(mode, sizes, logits, targets),
         "dlogits": canonical_strides(mode, sizes, torch.empty_like(logits, device="meta")),
         "valid": (0, 0, 0),
     }
@@ -101,14 +107,19 @@ def _strides(spec: LossSpec, sizes: Sizes, inputs: Inputs) -> dict[str, Any]:
 
 def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     """A plan; None if a tensor has to be copied first."""
-    from fastseg_losses.kernels import launch, single_plan
+    from fastseg_losses.kernels import launch, multiclass_plan, single_plan
 
     logits, targets, valid, class_weights, pos_weight = inputs
-    sizes = check_inputs(spec.mode, *inputs)
+    sizes = check_call(spec, inputs)
     if sizes.P >= MAX_PIXELS or sizes.N * sizes.C >= MAX_GROUPS:
         raise ValueError(
             f"logits: the kernels take fewer than {MAX_PIXELS} pixels in each of fewer than "
             f"{MAX_GROUPS} (sample, class) pairs, got {sizes.P} in {sizes.N * sizes.C}; use "
+            "backend='torch'"
+        )
+    if spec.mode == "multiclass" and sizes.C > MAX_CLASSES:
+        raise ValueError(
+            f"logits: the kernels take at most {MAX_CLASSES} classes, got {sizes.C}; use "
             "backend='torch'"
         )
     at = _strides(spec, sizes, inputs)
@@ -117,12 +128,15 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         return None
     valid_kind = "none" if valid is None else "sample" if valid.dim() == 1 else "pixel"
     device = logits.device
+    multiclass = spec.mode == "multiclass"
+    ids = multiclass and not is_soft(logits, targets)
+    kind = "ids" if ids else "soft" if multiclass else _kind_of(targets.dtype)
     layout = launch.Layout(
         *(*sizes, at["logits"], at["targets"], at["dlogits"]),
         valid=(at["valid"][0], at["valid"][2]),
         logits_bytes=logits.element_size(),
         targets_bytes=targets.element_size(),
-        targets_kind=_kind_of(targets.dtype),
+        targets_kind=kind,
         valid_kind=valid_kind,
         pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
     )
@@ -131,9 +145,12 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     ptx = device.type == "cuda" and torch.version.hip is None
     hopper = ptx and torch.cuda.get_device_capability(device) == (9, 0)
+    gpu = launch.Device(multiprocessors, ptx, hopper)
     formula = _formula(spec, class_weights is not None, pos_weight is not None)
-    plan = launch.Plan(layout, formula, launch.Device(multiprocessors, ptx, hopper))
-    plan.single = single_plan.plan_single(layout, formula, plan.device)
+    if multiclass:
+        return multiclass_plan.ClassPlan(layout, formula, gpu)
+    plan = launch.Plan(layout, formula, gpu)
+    plan.single = single_plan.plan_single(layout, formula, gpu)
     return plan
 
 
@@ -156,7 +173,10 @@ def _formula(spec: LossSpec, class_weighted: bool, has_pos_weight: bool) -> Any:
     names = []
     alpha_neg, alpha_pos, gamma, smoothing = 1.0, 1.0, 0.0, 0.0
     for term in spec.points:
-        if term.name == "bce":
+        if term.name == "ce":
+            smoothing = term.label_smoothing
+            names.append("ce")
+        elif term.name == "bce":
             smoothing = term.label_smoothing
             names.append("weighted_bce" if smoothing or has_pos_weight else "bce")
         else:
@@ -176,4 +196,22 @@ def _formula(spec: LossSpec, class_weighted: bool, has_pos_weight: bool) -> Any:
         skip_absent=spec.absent == "skip",
         ignore_index=None if spec.ignore_index is None else float(spec.ignore_index),
         class_weighted=class_weighted,
+        softmax=spec.softmax,
+        first_class=0 if spec.include_background else 1,
+        balanced=tuple(spec.softmax and has_pos_weight and t.name == "focal" for t in spec.points),
+        smoothed=tuple(spec.softmax and t.label_smoothing > 0 for t in spec.points),
     )
+
+
+def output_shapes(spec: LossSpec, logits: Tensor) -> tuple[tuple[int, ...], int]:
+    """Shape of the loss and size of the table, also for symbolic sizes."""
+    N, C = logits.shape[0], 1 if spec.mode == "binary" else logits.shape[1]
+    multiclass = spec.mode == "multiclass"
+    groups = C if spec.batch else N * C
+    classes = C if spec.include_background else C - 1
+    each: tuple[int, ...] = (classes,) if spec.batch else (N, classes)
+    if multiclass and spec.points:
+        each = (N,)
+    shapes = {"none": each, "sums": (4, N, C)}
+    size = 2 + 2 * groups + len(spec.points) * (C if multiclass else groups)
+    return shapes.get(spec.reduction, ()), size + (N if multiclass else 0)

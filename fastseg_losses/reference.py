@@ -137,12 +137,21 @@ def term_values(
             values.append((w * total).sum())
         else:
             values.append(w * safe_divide(total, sums.V))
+    return values + region_values(spec, sums, w, reduction)
+
+
+def region_values(spec: LossSpec, sums: Sums, w: Tensor, reduction: str) -> list[Tensor]:
+    """Each region term under the given reduction, unweighted; w: (C,) weights of the classes."""
     I, P, T, V = (s.sum(0) if spec.batch else s for s in (sums.I, sums.P, sums.T, sums.V))  # noqa: E741
     counts = V > 0 if spec.absent == "keep" else (V > 0) & (T > 0)
+    values = []
     for term in spec.regions:
         weighted = torch.where(counts, w * region_value(term, I, P, T), 0.0)
         if reduction == "mean":
             values.append(safe_divide(weighted.sum(), torch.where(counts, w, 0.0).sum()))
+        elif reduction == "sample":  # each sample's own mean
+            weights = torch.where(counts, w, 0.0)
+            values.append(safe_divide(weighted.sum(-1), weights.sum(-1)))
         else:
             values.append(weighted.sum() if reduction == "sum" else weighted)
     return values

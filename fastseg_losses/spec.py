@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
+from typing import Any
 
 MODES = ("binary", "multilabel", "multiclass")
 REDUCTIONS = ("mean", "sum", "none")
@@ -15,13 +16,14 @@ REDUCTIONS = ("mean", "sum", "none")
 
 @dataclass(frozen=True)
 class PointTerm:
-    """A pointwise term: `bce` or `focal`, weighted, with its hyper-parameters.
+    """A pointwise term: `bce`, `ce` or `focal`, weighted, with its hyper-parameters.
 
     Attributes:
-        name: "bce" or "focal".
+        name: "bce", "ce" (its softmax form) or "focal".
         weight: factor in the combination, at least 0.
-        label_smoothing: bce only; the target becomes t * (1 - e) + e / 2.
-        alpha: focal only; weight of the positive class, or None for no class balance.
+        label_smoothing: not for focal; the target becomes t * (1 - e) + e / 2, or + e / C for ce.
+        alpha: focal with a sigmoid only; weight of the positive class, or None for no class
+            balance. With a softmax the weights of the classes are a tensor beside the spec.
         gamma: focal only; exponent of (1 - p_t), at least 0.
     """
 
@@ -78,6 +80,11 @@ class LossSpec:
         object.__setattr__(self, "term_names", tuple(term.name for term in self.terms))
 
     @property
+    def softmax(self) -> bool:
+        """Whether the classes share a softmax; else each has a sigmoid of its own."""
+        return self.mode == "multiclass" and self.activation is None
+
+    @property
     def terms(self) -> tuple[PointTerm | RegionTerm, ...]:
         """All terms, in the order in which the statistics list them."""
         return (*self.points, *self.regions)
@@ -101,15 +108,41 @@ def bce_term(weight: float = 1.0, label_smoothing: float = 0.0, *, prefix: str =
     return PointTerm("bce", weight, label_smoothing=float(label_smoothing))
 
 
-def focal_term(
-    weight: float = 1.0, alpha: float | None = 0.25, gamma: float = 2.0, *, prefix: str = ""
-) -> PointTerm:
-    """Focal loss; alpha None leaves the classes unbalanced."""
-    if isinstance(alpha, Sequence):
+# The binary default of the focal loss. An object of its own, known by identity: with a softmax the
+# default is no balance, while a 0.25 that the caller wrote is refused there.
+BINARY_ALPHA = float("0.25")
+
+
+def split_alpha(
+    alpha: float | Sequence[float] | None, shared: dict[str, Any], *, prefix: str = ""
+) -> tuple[float | None, Sequence[float] | None]:
+    """The focal loss's alpha as (the positive class's, each class's): one of them, or neither.
+
+    Raises:
+        TypeError: a sequence where a number is expected.
+        ValueError: a number where each class needs its own.
+    """
+    softmax = shared.get("mode") == "multiclass" and shared.get("activation") is None
+    scalar = isinstance(alpha, (int, float)) or alpha is None
+    if softmax and alpha is not BINARY_ALPHA:
+        if alpha is not None and scalar:
+            raise ValueError(
+                f"{prefix}alpha: expected a sequence, one value per class, or None with a softmax "
+                f"over the classes, got {alpha!r}"
+            )
+        return None, alpha  # type: ignore[return-value]
+    if not scalar:
         raise TypeError(
             f"{prefix}alpha: a sequence (one value per class) is for mode='multiclass'; expected a "
             f"float or None, got {alpha!r}"
         )
+    return (None if softmax else alpha), None  # type: ignore[return-value]
+
+
+def focal_term(
+    weight: float = 1.0, alpha: float | None = BINARY_ALPHA, gamma: float = 2.0, *, prefix: str = ""
+) -> PointTerm:
+    """Focal loss; alpha None leaves the classes unbalanced."""
     if alpha is not None:
         _check_number(prefix + "alpha", alpha, 0.0, 1.0)
         alpha = float(alpha)
@@ -122,7 +155,8 @@ def dice_term(
 ) -> RegionTerm:
     """Dice, (2I + s) / (P + T + s): the Tversky score at alpha = beta = 0.5 and s / 2."""
     _check_number(prefix + "smooth", smooth, 0.0, math.inf)
-    return RegionTerm("dice", weight, 0.5, 0.5, smooth / 2, log_loss=bool(log_loss))
+    _check_flag(prefix + "log_loss", log_loss)
+    return RegionTerm("dice", weight, 0.5, 0.5, smooth / 2, log_loss=log_loss)
 
 
 def iou_term(
@@ -130,7 +164,8 @@ def iou_term(
 ) -> RegionTerm:
     """IoU (Jaccard), (I + s) / (P + T - I + s): the Tversky score at alpha = beta = 1."""
     _check_number(prefix + "smooth", smooth, 0.0, math.inf)
-    return RegionTerm("iou", weight, 1.0, 1.0, float(smooth), log_loss=bool(log_loss))
+    _check_flag(prefix + "log_loss", log_loss)
+    return RegionTerm("iou", weight, 1.0, 1.0, float(smooth), log_loss=log_loss)
 
 
 def tversky_term(
@@ -147,8 +182,9 @@ def tversky_term(
     for name, value in (("alpha", alpha), ("beta", beta), ("smooth", smooth)):
         _check_number(prefix + name, value, 0.0, math.inf)
     _check_number(prefix + "gamma", gamma, 0.0, math.inf, above=True)
+    _check_flag(prefix + "log_loss", log_loss)
     numbers = (float(alpha), float(beta), float(smooth), float(gamma))
-    return RegionTerm("tversky", weight, *numbers, bool(log_loss))
+    return RegionTerm("tversky", weight, *numbers, log_loss)
 
 
 def make_spec(
@@ -169,15 +205,11 @@ def make_spec(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: an argument outside its range.
-        NotImplementedError: multiclass mode or upsampling, which are not built yet.
+        NotImplementedError: upsampling, which is not built yet.
     """
     _check_choice("mode", mode, MODES)
     _check_choice("reduction", reduction, REDUCTIONS)
     _check_choice("absent", absent, ("keep", "skip"))
-    if mode == "multiclass":
-        raise NotImplementedError(
-            "mode='multiclass' is not available yet; use 'binary' or 'multilabel'"
-        )
     if upsample is not None:
         raise NotImplementedError(
             f"upsample={upsample!r} is not available yet; upsample the logits first"
@@ -186,7 +218,7 @@ def make_spec(
         raise ValueError(
             f"activation: expected None or 'sigmoid' in mode {mode!r}, got {activation!r}"
         )
-    if not include_background:
+    if not include_background and mode != "multiclass":
         raise ValueError(
             "include_background: False is for mode='multiclass' (no other has a background class)"
         )
@@ -194,30 +226,30 @@ def make_spec(
         isinstance(ignore_index, bool) or not isinstance(ignore_index, int)
     ):
         raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}")
-    for name, flag in (("batch", batch), ("include_background", include_background)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name}: expected a bool, got {flag!r}")
+    _check_flag("batch", batch)
+    _check_flag("include_background", include_background)
     if batch and reduction == "none" and points and regions:
         raise ValueError(
             "reduction: 'none' with batch=True has no common shape for pointwise and region terms; "
             "use 'mean' or 'sum', or one loss at a time"
         )
-    # Pointwise terms are the same per sample or per batch; per sample keeps their (N, C) under
+    softmax = mode == "multiclass" and activation is None
+    # Pointwise terms are the same per sample or per batch; per sample keeps their shape under
     # 'none'.
     return LossSpec(
         mode=mode,
-        points=tuple(points),
+        points=tuple(replace(t, name="ce") if softmax and t.name == "bce" else t for t in points),
         regions=tuple(regions),
         reduction=reduction,
         ignore_index=ignore_index,
-        include_background=include_background,
+        include_background=include_background or not regions,
         batch=batch and bool(regions),
         absent=absent,
         activation=activation,
     )
 
 
-def sums_spec(mode: str, ignore_index: int | None) -> LossSpec:
+def sums_spec(mode: str, ignore_index: int | None, activation: str | None = None) -> LossSpec:
     """The spec of `region_sums`: no terms, the sums themselves."""
     base = make_spec(
         mode=mode,
@@ -226,7 +258,7 @@ def sums_spec(mode: str, ignore_index: int | None) -> LossSpec:
         include_background=True,
         batch=False,
         absent="keep",
-        activation=None,
+        activation=activation,
     )
     return replace(base, reduction="sums")
 
@@ -240,6 +272,11 @@ def check_weight(name: str, value: float) -> float:
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_flag(name: str, flag: object) -> None:
+    if not isinstance(flag, bool):
+        raise TypeError(f"{name}: expected a bool, got {flag!r}")
 
 
 def _check_number(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:

@@ -13,6 +13,8 @@ from fastseg_losses.stats import bad_targets_error
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
 
+LONGEST_ROW = 1 << 13  # float32; 1024 classes need 5137
+CLASS_ALARM = 2  # what the multiclass kernel sets; others set 1
 # int32 a device, zeroed before any capture: a captured launch takes 1 + groups of them for good.
 CAPTURE_COUNTERS = 1 << 16
 
@@ -50,7 +52,7 @@ def counters_for(plan: Plan, device: torch.device, stream: int) -> Tensor:
     Launches of one stream follow each other, and each leaves its counters at 0. A captured launch
     may be replayed beside any other, so it gets counters of its own.
     """
-    size = 1 + plan.groups
+    size = plan.num_counters
     if is_capturing(device):
         with _CAPTURING:
             slab, taken = _CAPTURED.get(device, (None, 0))
@@ -77,7 +79,7 @@ def assumed_on(device: torch.device, stream: int) -> Tensor:
 def unread_on(device: torch.device) -> Tensor:
     """Where statistics go that nobody reads, from any number of launches at once."""
     if device not in _UNREAD:
-        _UNREAD[device] = _lasting(64, 0.0, torch.float32, device)
+        _UNREAD[device] = _lasting(LONGEST_ROW, 0.0, torch.float32, device)
     return _UNREAD[device]
 
 
@@ -92,8 +94,8 @@ def alarm_on(device: torch.device) -> Tensor:
 def raise_alarm() -> None:
     """Raise the ValueError of an earlier call, if a kernel has reported one meanwhile."""
     if _ALARM and _ALARM[1][0]:
-        _ALARM[1][0] = 0
-        raise bad_targets_error("some of an earlier call")
+        kind, _ALARM[1][0] = int(_ALARM[1][0]), 0
+        raise bad_targets_error("some of an earlier call", -1 if kind == CLASS_ALARM else 0)
 
 
 def stream_of(device: torch.device) -> int:

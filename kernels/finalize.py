@@ -170,6 +170,79 @@ def finish_group(
 
 
 @triton.jit
+def finish_terms(
+    loss_ptr,
+    stats_ptr,
+    norms_ptr,
+    record,
+    column,
+    divisor,
+    poison,
+    point_weights,
+    region_weights,
+    NUM_POINT: tl.constexpr,
+    NUM_REGION: tl.constexpr,
+    REDUCTION: tl.constexpr,
+):
+    """From the weighted sum of all records: the loss, the terms' mean values, the normalisers.
+
+    The divisor is that of the pointwise terms' mean; the poison is 1, or NaN to spoil the loss and
+    its gradient. Returns the mean loss.
+    """
+    region_norm = pick(record, column, COUNTED)
+    point_norm = tl.where(divisor > 0.0, 1.0 / divisor, 0.0)
+    region_norm = tl.where(region_norm > 0.0, 1.0 / region_norm, 0.0)
+    mean_loss = 0.0
+    sum_loss = 0.0
+    for k in tl.static_range(NUM_POINT):
+        term = pick(record, column, FIRST_POINT + k)
+        # where: nothing valid is 0, whatever the sum holds
+        value = tl.where(point_norm > 0.0, term * point_norm, 0.0)
+        tl.store(stats_ptr + NUM_FIELDS + k, value)
+        mean_loss += point_weights[k] * value
+        sum_loss += point_weights[k] * term
+    for r in tl.static_range(NUM_REGION):
+        term = pick(record, column, FIRST_REGION + r)
+        value = tl.where(region_norm > 0.0, term * region_norm, 0.0)
+        tl.store(stats_ptr + NUM_FIELDS + NUM_POINT + r, value)
+        mean_loss += region_weights[r] * value
+        sum_loss += region_weights[r] * term
+    if REDUCTION == "mean":
+        tl.store(loss_ptr, mean_loss * poison)
+        tl.store(norms_ptr, region_norm * poison)
+        tl.store(norms_ptr + 1, point_norm * poison)
+    else:
+        if REDUCTION == "sum":
+            tl.store(loss_ptr, sum_loss * poison)
+        tl.store(norms_ptr, poison)
+        tl.store(norms_ptr + 1, poison)
+    return mean_loss
+
+
+@triton.jit
+def store_statistics(stats_ptr, alarm_ptr, record, column, loss, largest, fp, fn, alarm):
+    """The statistics from the sum of all records, in the order of stats.FIELDS; the alarm."""
+    valid = pick(record, column, VALID)
+    share = tl.where(valid > 0.0, 1.0 / valid, 0.0)
+    bad = pick(record, column, BAD_TARGETS)
+    tl.store(stats_ptr, loss)
+    tl.store(stats_ptr + 1, pick(record, column, MASS) * share)
+    tl.store(stats_ptr + 2, pick(record, column, TARGET) * share)
+    tl.store(stats_ptr + 3, largest)
+    tl.store(stats_ptr + 4, pick(record, column, PREDICTED) * share)
+    tl.store(stats_ptr + 5, pick(record, column, ACTUAL) * share)
+    tl.store(stats_ptr + 6, pick(record, column, HIT))
+    tl.store(stats_ptr + 7, fp)
+    tl.store(stats_ptr + 8, fn)
+    tl.store(stats_ptr + 9, valid)
+    tl.store(stats_ptr + 10, pick(record, column, NONFINITE))
+    tl.store(stats_ptr + 11, bad)
+    if alarm_ptr is not None:
+        if bad > 0.0:
+            tl.store(alarm_ptr, alarm)
+
+
+@triton.jit
 def finish_loss(
     # outputs
     loss_ptr,  # ()
@@ -211,55 +284,13 @@ def finish_loss(
     else:
         weighted = total
 
-    point_norm = pick(weighted, column, VALID)
-    region_norm = pick(weighted, column, COUNTED)
-    point_norm = tl.where(point_norm > 0.0, 1.0 / point_norm, 0.0)
-    region_norm = tl.where(region_norm > 0.0, 1.0 / region_norm, 0.0)
-    mean_loss = 0.0
-    sum_loss = 0.0
-    for k in tl.static_range(NUM_POINT):
-        term = pick(weighted, column, FIRST_POINT + k)
-        # where: nothing valid is 0, whatever the sum holds
-        value = tl.where(point_norm > 0.0, term * point_norm, 0.0)
-        tl.store(stats_ptr + NUM_FIELDS + k, value)
-        mean_loss += point_weights[k] * value
-        sum_loss += point_weights[k] * term
-    for r in tl.static_range(NUM_REGION):
-        term = pick(weighted, column, FIRST_REGION + r)
-        value = tl.where(region_norm > 0.0, term * region_norm, 0.0)
-        tl.store(stats_ptr + NUM_FIELDS + NUM_POINT + r, value)
-        mean_loss += region_weights[r] * value
-        sum_loss += region_weights[r] * term
-    if REDUCTION == "mean":
-        tl.store(loss_ptr, mean_loss)
-        tl.store(norms_ptr, region_norm)
-        tl.store(norms_ptr + 1, point_norm)
-    else:
-        if REDUCTION == "sum":
-            tl.store(loss_ptr, sum_loss)
-        tl.store(norms_ptr, 1.0)
-        tl.store(norms_ptr + 1, 1.0)
-
-    valid = pick(total, column, VALID)
-    share = tl.where(valid > 0.0, 1.0 / valid, 0.0)
+    mean_loss = finish_terms(
+        loss_ptr, stats_ptr, norms_ptr, weighted, column, pick(weighted, column, VALID), 1.0,
+        point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION,
+    )  # fmt: skip
     largest = pick(tl.max(peak, 0), column, LARGEST)
-    predicted = pick(total, column, PREDICTED)
-    actual = pick(total, column, ACTUAL)
     hit = pick(total, column, HIT)
-    bad = pick(total, column, BAD_TARGETS)
-    # the order of stats.FIELDS
-    tl.store(stats_ptr, mean_loss)
-    tl.store(stats_ptr + 1, pick(total, column, MASS) * share)
-    tl.store(stats_ptr + 2, pick(total, column, TARGET) * share)
-    tl.store(stats_ptr + 3, 1.0 / (1.0 + tl.exp2(-largest * LOG2E)))
-    tl.store(stats_ptr + 4, predicted * share)
-    tl.store(stats_ptr + 5, actual * share)
-    tl.store(stats_ptr + 6, hit)
-    tl.store(stats_ptr + 7, predicted - hit)
-    tl.store(stats_ptr + 8, actual - hit)
-    tl.store(stats_ptr + 9, valid)
-    tl.store(stats_ptr + 10, pick(total, column, NONFINITE))
-    tl.store(stats_ptr + 11, bad)
-    if alarm_ptr is not None:
-        if bad > 0.0:
-            tl.store(alarm_ptr, 1)
+    store_statistics(
+        stats_ptr, alarm_ptr, total, column, mean_loss, 1.0 / (1.0 + tl.exp2(-largest * LOG2E)),
+        pick(total, column, PREDICTED) - hit, pick(total, column, ACTUAL) - hit, 1,
+    )  # fmt: skip

@@ -13,6 +13,7 @@ from fastseg_losses.kernels import finalize, terms
 from fastseg_losses.kernels.gradient import _gradient_kernel
 from fastseg_losses.kernels.sums import _sums_forward_kernel
 from fastseg_losses.kernels.tiles import (
+    ClassTile,
     ForwardTile,
     GradientTile,
     forward_tile,
@@ -42,7 +43,7 @@ class Layout(NamedTuple):
     valid: tuple[int, int]  # n, p
     logits_bytes: int
     targets_bytes: int
-    targets_kind: str  # "soft" in [0, 1], or 0 and 1 of a "signed" or "unsigned" type
+    targets_kind: str  # "soft" in [0, 1], 0 and 1 of a "signed" or "unsigned" type, class "ids"
     valid_kind: str  # "none", "sample", "pixel"
     pos_weight_stride: int
 
@@ -61,6 +62,11 @@ class Formula(NamedTuple):
     skip_absent: bool
     ignore_index: float | None
     class_weighted: bool = False
+    # multiclass; balanced: which terms alpha multiplies, smoothed: which have smoothed targets
+    softmax: bool = False
+    first_class: int = 0  # of the region terms
+    balanced: tuple[bool, ...] = ()
+    smoothed: tuple[bool, ...] = ()
 
 
 class Device(NamedTuple):
@@ -124,6 +130,7 @@ class Plan:
             "ALIGNED": unit and aligned,
             "PTX": device.ptx,
         }
+        self.num_counters = 1 + self.groups
         self.counters: dict[int, Any] = {}  # by stream
         self.single: Any = None  # see single_plan.py
         self._forward: Launcher | None = None
@@ -140,6 +147,11 @@ class Plan:
         if self._backward is None:
             self._backward = self.backward_launch().bind((*tensors, *dloss_strides))
         self._backward(tensors, dloss_strides, stream)
+
+    def dloss_strides(self, strides: Sequence[int]) -> Strides:
+        """Strides (k, n, c) of an upstream gradient that has these; 0 where all share it."""
+        k, n, c = (0,) * (3 - len(strides)) + tuple(strides)
+        return k, n, c
 
     def forward_launch(self) -> "Launch":
         """The forward launch, without its tensors."""
@@ -186,7 +198,7 @@ class Plan:
         programs = at.N * at.C * -(-at.P // (tile.rows * tile.width))
         return Launch(_gradient_kernel, programs, scalars, constexprs, self._options(tile))
 
-    def _options(self, tile: ForwardTile | GradientTile) -> dict[str, Any]:
+    def _options(self, tile: ForwardTile | GradientTile | ClassTile) -> dict[str, Any]:
         # FP fusion explicitly: its default changes in Triton 3.10.
         options: dict[str, Any] = {"num_warps": tile.num_warps, "enable_fp_fusion": True}
         if self.device.ptx:  # AMD's backend has no such option

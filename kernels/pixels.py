@@ -9,10 +9,13 @@ from fastseg_losses.kernels.terms import NEUTRAL
 @triton.jit
 def pixel_base(n, c, stride_n, stride_c, ALIGNED: tl.constexpr):
     """Where a (sample, class) starts, in 64 bits: N*C*P may pass 2^31."""
-    base = n.to(tl.int64) * stride_n + c * tl.cast(stride_c, tl.int64)
+    stride_n = tl.cast(stride_n, tl.int64)
+    stride_c = tl.cast(stride_c, tl.int64)
     if ALIGNED:
-        base = tl.multiple_of(base, 16)
-    return base
+        # said of the strides: of the sum it would be lost where c is 0, and the sum folded away
+        stride_n = tl.multiple_of(stride_n, 16)
+        stride_c = tl.multiple_of(stride_c, 16)
+    return n * stride_n + c * stride_c
 
 
 @triton.jit

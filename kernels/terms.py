@@ -246,6 +246,32 @@ def focal_squared(pixel, params, PTX: tl.constexpr):
     return tl.sum(alpha_t * (miss * miss * bce), 1), slope
 
 
+# ---- softmax losses: value and pull of one class, both to be multiplied by its target and weight
+#
+# p: the class's probability, q: 1 - p, accurate where p rounds to 1, nll: -log p. With u_k the pull
+# of class k times its target and weight, the slope with respect to x_k is p_k * (sum of u) - u_k.
+
+
+@triton.jit
+def cross_entropy(p, q, nll, gamma, PTX: tl.constexpr):
+    """Cross-entropy, -log p."""
+    return nll, 1.0
+
+
+@triton.jit
+def softmax_focal(p, q, nll, gamma, PTX: tl.constexpr):
+    """Focal loss for any gamma >= 0, q**gamma (-log p); q and nll go to 0 together."""
+    q = tl.maximum(q, 1e-30)
+    power = exp2(gamma * log2(q, PTX), PTX)
+    return power * nll, power + gamma * power * reciprocal(q, PTX) * p * nll
+
+
+@triton.jit
+def softmax_focal_squared(p, q, nll, gamma, PTX: tl.constexpr):
+    """Focal loss at gamma = 2, the usual value, without a power."""
+    return q * q * nll, q * (q + 2.0 * p * nll)
+
+
 # Sums that every forward launch takes; the pointwise terms follow. finalize.py has their columns.
 SUMS = (overlap, mass, target, predicted, actual, hit)
 HARD_SUMS = (overlap, mass, target, predicted, hard_hit)
@@ -255,4 +281,9 @@ POINTWISE = {
     "weighted_bce": weighted_bce,
     "focal": focal,
     "focal_squared": focal_squared,
+}
+SOFTMAX = {
+    "ce": cross_entropy,
+    "focal": softmax_focal,
+    "focal_squared": softmax_focal_squared,
 }

@@ -98,3 +98,38 @@ def programs_per_group(groups: int, pixels: int, tile: ForwardTile, multiprocess
     wanted = tile.programs * multiprocessors // groups
     tiles = -(-pixels // (tile.rows * tile.width))
     return max(1, min(wanted, tiles))
+
+
+class ClassTile(NamedTuple):
+    """Tile of the multiclass kernels: rows x lanes x width (multiclass.py), steps of lanes."""
+
+    rows: int
+    lanes: int
+    width: int
+    num_warps: int
+    programs: int  # a multiprocessor
+    registers: int
+
+
+# A tile's workspace: what a launch's partial rows may take.
+CLASS_WORKSPACE_BYTES = 3 << 19
+
+
+def class_tile(C: int, logits_bytes: int, unit: bool) -> ClassTile:
+    """Tile of the multiclass kernels; `unit`: a class's pixels lie next to each other.
+
+    Up to 20 classes a thread, so that their logits and sums stay in registers, or with several
+    lanes 10 of 4 neighbours, so that a warp reads sectors of 32 bytes. Without unit stride, classes
+    lie next to each other as a rule (channels_last): lanes along them.
+    """
+    num_warps = 4
+    lanes = 1 if C <= 20 else 2
+    while lanes > 1 and lanes * 10 < C and lanes < 32:
+        lanes *= 2
+    if not unit:
+        lanes = max(lanes, min(8, 1 << (C - 1).bit_length()))
+    width = min(4, lanes) if unit else 1
+    rows = 32 * num_warps // lanes
+    if lanes == 1:
+        return ClassTile(rows, lanes, width, num_warps, programs=4, registers=128)
+    return ClassTile(rows, lanes, width, num_warps, programs=3, registers=168)

@@ -45,6 +45,43 @@ VARIANTS = [
 
 ALL = [*DEFAULTS, *VARIANTS]
 
+# Multiclass, with a softmax; ALPHA stands for one value per class (`alphas`).
+MULTICLASS = [
+    Row("ce", {}, "ce"),
+    Row("dice", {}, "dice"),
+    Row("iou", {}, "iou"),
+    Row("tversky", {}, "tversky"),
+    Row("focal", {}, "focal"),
+    Row("combined", {}, "combined"),
+]
+MULTICLASS_VARIANTS = [
+    Row("ce", {"label_smoothing": 0.1}, "ce-smoothed"),
+    Row("dice", {"smooth": 0.0}, "dice-smooth0"),
+    Row("iou", {"log_loss": True, "smooth": 0.0}, "log-iou"),
+    Row("tversky", {"gamma": 4 / 3, "log_loss": True}, "log-tversky-1.33"),
+    Row("focal", {"gamma": 0.0}, "focal-gamma0"),
+    Row("focal", {"gamma": 0.5, "alpha": "ALPHA"}, "focal-balanced-gamma0.5"),
+    Row("focal", {"gamma": 5.0, "alpha": "ALPHA"}, "focal-balanced-gamma5"),
+    Row(
+        "combined",
+        {
+            "iou_weight": 0.3,
+            "tversky_weight": 0.2,
+            "focal_alpha": "ALPHA",
+            "bce_label_smoothing": 0.05,
+        },
+        "combined-all",
+    ),
+]
+ALL_MULTICLASS = [*MULTICLASS, *MULTICLASS_VARIANTS]
+
+
+def alphas(row: Row, num_classes: int) -> Row:
+    """The row for that many classes."""
+    values = [0.25 + 0.5 * (c % 3) for c in range(num_classes)]
+    arguments = {k: values if v == "ALPHA" else v for k, v in row.arguments.items()}
+    return row._replace(arguments={"mode": "multiclass", **arguments})
+
 
 def ids(rows: list[Row]) -> list[str]:
     return [row.label for row in rows]

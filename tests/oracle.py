@@ -62,7 +62,7 @@ def check_against_float64(build, logits, targets, valid=None) -> Result:
     """
     fused = build(backend="triton").to(logits.device)
     plain = build(backend="torch").to(logits.device)
-    shape = fused(logits, targets, valid).shape
+    shape = plain(logits, targets, valid).shape  # interpreted kernels take seconds
     dloss = torch.randn(shape, dtype=torch.float64, device=logits.device)
     ours = run(fused, logits, targets, valid, dloss)
     peer = run(plain, logits, targets, valid, dloss)

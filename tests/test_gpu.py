@@ -83,7 +83,7 @@ def test_no_sync_forward_backward_scaled_and_accumulated(cuda):
     x = logits.requires_grad_()
     criterion = CombinedSegmentationLoss().to(cuda)
     scaler = torch.amp.GradScaler("cuda")
-    ring = torch.zeros(3, criterion.stats_size, device=cuda)
+    ring = torch.zeros(3, criterion.stats_size(), device=cuda)
     scaler.scale(criterion(x, masks)).backward()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

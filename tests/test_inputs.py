@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastseg_losses import BCELoss
+from fastseg_losses import BCELoss, CrossEntropyLoss, FocalLoss
 from fastseg_losses.inputs import Sizes, canonical_strides, check_inputs, live_pixels, pixel_stride
 
 # Mode, logits' shape, targets' shape, sizes.
@@ -15,7 +15,6 @@ ACCEPTED = [
     ("binary", (4, 1, 5, 6), (4, 5, 6), (4, 1, 30)),
     ("binary", (4, 5, 6), (4, 1, 5, 6), (4, 1, 30)),
     ("binary", (4, 1, 5, 6), (4, 1, 5, 6), (4, 1, 30)),
-    ("binary", (2, 3, 4, 5), (2, 1, 3, 4, 5), (2, 1, 60)),
     ("binary", (2, 1, 3, 4, 5), (2, 3, 4, 5), (2, 1, 60)),
     ("binary", (5,), (5,), (5, 1, 1)),
     ("binary", (0, 1, 5, 6), (0, 5, 6), (0, 1, 30)),
@@ -25,6 +24,11 @@ ACCEPTED = [
     ("multilabel", (2, 3, 4, 5, 6), (2, 3, 4, 5, 6), (2, 3, 120)),
     ("multilabel", (4, 1, 5, 6), (4, 1, 5, 6), (4, 1, 30)),
     ("multilabel", (4, 3, 0, 6), (4, 3, 0, 6), (4, 3, 0)),
+    ("multiclass", (4, 3), (4,), (4, 3, 1)),
+    ("multiclass", (4, 3, 5, 6), (4, 5, 6), (4, 3, 30)),
+    ("multiclass", (4, 3, 5, 6), (4, 1, 5, 6), (4, 3, 30)),
+    ("multiclass", (4, 3, 5, 6), (4, 3, 5, 6), (4, 3, 30)),
+    ("multiclass", (2, 3, 4, 5, 6), (2, 4, 5, 6), (2, 3, 120)),
 ]
 
 INTEGERS = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -39,10 +43,49 @@ def check(mode="multilabel", logits=None, targets=None, valid=None, weights=None
 
 @pytest.mark.parametrize(("mode", "logits", "targets", "sizes"), ACCEPTED)
 def test_accepted_shapes(mode, logits, targets, sizes):
-    assert check(mode, torch.zeros(logits), torch.zeros(targets)) == Sizes(*sizes)
+    ids = mode == "multiclass" and targets != logits
+    given = torch.zeros(targets, dtype=torch.int64 if ids else torch.float32)
+    assert check(mode, torch.zeros(logits), given) == Sizes(*sizes)
+    if mode == "multiclass":
+        return  # tests/test_reference_multiclass.py
     x, t = torch.randn(sizes), torch.rand(sizes)
     criterion = BCELoss(mode=mode, backend="torch")
     assert torch.equal(criterion(x.view(logits), t.view(targets)), criterion(x, t))
+
+
+def test_volumes_without_a_channel_are_told_from_classes():
+    """(N, D, H, W) is a volume in binary mode; (N, C, H, W) by mistake would give a wrong loss."""
+    x, t = torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    with pytest.warns(UserWarning, match="needs mode='multilabel' or 'multiclass'"):
+        loss = BCELoss()(x, t)
+    assert torch.equal(loss, BCELoss()(x[:, None], t[:, None]))
+
+
+WRONG_MULTICLASS = [
+    ((4, 3, 5, 6), (4, 5, 7), torch.int64, ValueError, "expected class ids of shape (4, 5, 6)"),
+    ((4, 3, 5, 6), (4, 2, 5, 6), torch.int64, ValueError, "or probabilities of the logits' shape"),
+    ((4, 3, 5, 6), (4, 5, 6), torch.float32, TypeError, "expected class ids of an integer dtype"),
+    ((4, 1, 5, 6), (4, 5, 6), torch.int64, ValueError, "with C of at least 2"),
+]
+
+
+@pytest.mark.parametrize(("logits", "targets", "dtype", "error", "expected"), WRONG_MULTICLASS)
+def test_wrong_multiclass_calls(logits, targets, dtype, error, expected):
+    with pytest.raises(error) as caught:
+        check("multiclass", torch.zeros(logits), torch.zeros(targets, dtype=dtype))
+    assert expected in str(caught.value)
+
+
+def test_soft_targets_have_no_ignore_index():
+    x = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match="^ignore_index: 255 names a class id"):
+        CrossEntropyLoss(ignore_index=255)(x, torch.softmax(x, 1))
+
+
+def test_alpha_of_another_length():
+    x, y = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="^alpha: expected 3 values for 3 classes, got 2"):
+        FocalLoss(alpha=[0.5, 0.5], mode="multiclass")(x, y)
 
 
 @pytest.mark.parametrize("dtype", TARGET_DTYPES)

@@ -50,7 +50,7 @@ def test_get_loss_function(name):
 
 def test_get_loss_function_hands_arguments_on():
     assert get_loss_function("dice", smooth=0.0).spec == DiceLoss(smooth=0.0).spec
-    with pytest.raises(TypeError, match="unexpected keyword argument 'smoothing'"):
+    with pytest.raises(TypeError, match="^DiceLoss: unexpected argument 'smoothing'"):
         get_loss_function("dice", smoothing=1.0)
 
 
@@ -76,6 +76,9 @@ WRONG = [
     ("bce", {"pos_weight": [1.0, float("nan")]}, ValueError, WEIGHTS),
     ("dice", {"smooth": -1.0}, ValueError, "expected a finite number at least 0"),
     ("dice", {"smooth": "1"}, TypeError, "expected a number"),
+    ("dice", {"log_loss": "mean"}, TypeError, "expected a bool"),
+    ("iou", {"log_loss": 1}, TypeError, "expected a bool"),
+    ("tversky", {"log_loss": None}, TypeError, "expected a bool"),
     ("iou", {"smooth": float("inf")}, ValueError, "expected a finite number at least 0"),
     ("tversky", {"alpha": -0.5}, ValueError, "expected a finite number at least 0"),
     ("tversky", {"beta": True}, TypeError, "expected a number"),
@@ -130,13 +133,41 @@ def test_only_multiclass_has_a_background():
 def test_what_is_not_built_yet(name):
     with pytest.raises(NotImplementedError, match="^upsample='bilinear' is not available yet"):
         get_loss_function(name, upsample="bilinear")
-    with pytest.raises(NotImplementedError, match="^mode='multiclass' is not available yet"):
-        get_loss_function(name, mode="multiclass")
 
 
-def test_cross_entropy_is_not_built_yet():
-    with pytest.raises(NotImplementedError, match="use 'binary' or 'multilabel'"):
-        CrossEntropyLoss(label_smoothing=0.1)
+def test_what_a_softmax_refuses():
+    softmax = {"mode": "multiclass"}
+    with pytest.raises(ValueError, match="^mode: .*CrossEntropyLoss serves a softmax"):
+        BCELoss(**softmax)
+    with pytest.raises(ValueError, match="^activation: expected None for CrossEntropyLoss"):
+        CrossEntropyLoss(activation="sigmoid")
+    for wrong in (0.25, 0.5, 1):
+        with pytest.raises(ValueError, match="^alpha: expected a sequence, one value per class"):
+            FocalLoss(alpha=wrong, **softmax)
+        with pytest.raises(ValueError, match="^focal_alpha: expected a sequence"):
+            CombinedSegmentationLoss(focal_alpha=wrong, **softmax)
+    with pytest.raises(TypeError, match="^alpha: a sequence"):
+        FocalLoss(alpha=[0.5, 0.5], activation="sigmoid", **softmax)
+    with pytest.raises(ValueError, match="^pos_weight: expected None with a softmax"):
+        CombinedSegmentationLoss(bce_pos_weight=2.0, **softmax)
+    with pytest.raises(ValueError, match="^activation: expected None or 'sigmoid'"):
+        DiceLoss(activation="softmax", **softmax)
+
+
+def test_names_of_multiclass_terms():
+    names = ("ce", "focal", "dice")
+    assert CombinedSegmentationLoss(mode="multiclass").term_names == names
+    rest = CombinedSegmentationLoss(mode="multiclass", activation="sigmoid")
+    assert rest.term_names == ("bce", "focal", "dice")
+    assert CrossEntropyLoss().spec == CrossEntropyLoss(mode="multiclass").spec
+    assert FocalLoss(mode="multiclass").spec == FocalLoss(alpha=None, mode="multiclass").spec
+    assert CrossEntropyLoss().stats_size(19) == 13 + 5 * 19
+
+
+def test_alpha_is_a_buffer_of_its_own():
+    criterion = FocalLoss(alpha=[0.1, 0.2, 0.7], mode="multiclass")
+    assert criterion.alpha.tolist() == pytest.approx([0.1, 0.2, 0.7])
+    assert not criterion.state_dict() and criterion.half().alpha.dtype == torch.float32
 
 
 def test_shared_arguments_are_keyword_only():
@@ -168,7 +199,7 @@ def test_terms_of_weight_zero_are_left_out():
     assert criterion.pos_weight is None  # nothing is left that it weighs
     stats = criterion(*draw((2, 5)), return_stats=True)[1]
     assert list(stats.terms) == ["tversky"]
-    assert stats.tensor.shape == (criterion.stats_size,)
+    assert stats.tensor.shape == (criterion.stats_size(),)
     default = CombinedSegmentationLoss()
     assert default.term_names == ("bce", "focal", "dice")
     assert [term.weight for term in default.spec.terms] == [0.4, 0.2, 0.4]
@@ -246,14 +277,14 @@ def test_return_stats():
     assert torch.equal(loss, alone)
     assert type(stats) is SegmentationStats
     assert stats.term_names == criterion.term_names
-    assert stats.tensor.shape == (criterion.stats_size,)
+    assert stats.tensor.shape == (criterion.stats_size(),)
 
 
 @pytest.mark.parametrize("return_stats", [False, True])
 def test_stats_out_is_written(return_stats):
     criterion, inputs = CombinedSegmentationLoss(mode="multilabel", backend="torch"), draw()
     expected = criterion(*inputs, return_stats=True)[1].tensor
-    ring = torch.full((3, criterion.stats_size), -7.0)
+    ring = torch.full((3, criterion.stats_size()), -7.0)
     result = criterion(*inputs, return_stats=return_stats, stats_out=ring[1])
     assert torch.equal(ring[1], expected)
     assert (ring[::2] == -7.0).all()
@@ -264,7 +295,7 @@ def test_stats_out_is_written(return_stats):
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_wrong_stats_out(backend, device):
     criterion = DiceLoss(backend=backend)
-    size, row = criterion.stats_size, torch.zeros(criterion.stats_size, device=device)
+    size, row = criterion.stats_size(), torch.zeros(criterion.stats_size(), device=device)
     logits, targets = (v.to(device) for v in draw((2, 1, 5, 7)))
     for wrong, came in (
         (row.new_zeros(size + 1), f"torch.float32 ({size + 1},) on "),

@@ -402,7 +402,7 @@ def test_same_inputs_same_bits(device):
 def test_stats_out_is_written_in_place(device):
     logits, targets = draw((2, 1, 8, 8), device)
     criterion = CombinedSegmentationLoss(backend="triton")
-    ring = torch.full((3, criterion.stats_size), -7.0, device=device)
+    ring = torch.full((3, criterion.stats_size()), -7.0, device=device)
     _, stats = criterion(logits, targets, return_stats=True, stats_out=ring[1])
     _, expected = criterion(logits, targets, return_stats=True)
     assert torch.equal(ring[1], expected.tensor) and stats.tensor.data_ptr() == ring[1].data_ptr()
@@ -463,7 +463,7 @@ def test_compiled_calls_raise_the_alarm_and_check_stats_out(device):
     with pytest.raises(ValueError, match="earlier call"):
         step(logits, targets)
     with pytest.raises(Exception, match="stats_out: expected a contiguous float32"):
-        step(logits, targets, stats_out=torch.zeros(4, criterion.stats_size, device=device))
+        step(logits, targets, stats_out=torch.zeros(4, criterion.stats_size(), device=device))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

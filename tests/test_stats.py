@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from fastseg_losses import BCELoss, CombinedSegmentationLoss, DiceLoss
-from fastseg_losses.stats import FIELDS, SegmentationSnapshot, SegmentationStats, decode, stats_size
+from fastseg_losses.stats import FIELDS, SegmentationSnapshot, SegmentationStats, decode, row_size
 
 LOG3 = math.log(3)
 # Probabilities 3/4, 1/4, 1/2, 3/4, 1/4 against targets 1, 1, 1, 0, 0; p = 1/2 is not positive.
@@ -126,7 +126,8 @@ def row(*, terms=(0.25, 0.5), **values) -> list[float]:
 
 
 def test_decode():
-    assert stats_size(("bce", "dice")) == len(FIELDS) + 2
+    assert row_size(("bce", "dice")) == len(FIELDS) + 2
+    assert row_size(("ce",), 19) == len(FIELDS) + 1 + 5 * 19
     snapshot = decode(row(loss=3.0, tp=7.0, pred_max=0.5), ("bce", "dice"))
     assert (snapshot.loss, snapshot.tp, snapshot.pred_max, snapshot.fp) == (3.0, 7.0, 0.5, 0.0)
     assert snapshot.terms == {"bce": 0.25, "dice": 0.5}

@@ -52,6 +52,16 @@ def test_the_first_command_of_a_newcomer_works_anywhere(tmp_path: Path) -> None:
     assert "\r" not in result.stderr, "a bar was drawn although stderr is no terminal"
 
 
+def test_multiclass_works_without_data(tmp_path: Path) -> None:
+    options = ("--max-steps", "2", "--image-size", "32", "--loss", "ce", "--device", "cpu")
+    result = train("--mode", "multiclass", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / "train-001"
+    header = (folder / "metrics.csv").read_text().splitlines()[0]
+    assert "val_miou,val_mdice,val_iou_0" in header and header.endswith("val_dice_4")
+    assert "Class 3: " in result.stdout and "best validation mean IoU" in result.stdout
+
+
 def test_nothing_to_learn_from_is_refused_with_its_own_code(tmp_path: Path) -> None:
     data = write_index(tmp_path / "d.parquet", [b"never decoded"] * 3, [None] * 3, [False] * 3)
     result = train("--data", str(data), "--output-dir", "run", cwd=tmp_path)
@@ -65,6 +75,8 @@ def test_nothing_to_learn_from_is_refused_with_its_own_code(tmp_path: Path) -> N
     ("options", "message"),
     [
         (("--data", "missing.parquet"), "missing.parquet: no such file"),
+        (("--mode", "multiclass", "--loss", "bce"), "in mode multiclass, got 'bce'"),
+        (("--num-classes", "3"), "num_classes: expected mode multiclass beside it, got 3"),
         (("--lr", "-1"), "lr: expected a finite number above 0, got -1.0"),
         (("--model", "nowhere_at_all:make"), "no module 'nowhere_at_all'"),
     ],

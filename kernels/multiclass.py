@@ -1,0 +1,212 @@
+"""How the multiclass kernels hold a tile: all classes of a few pixels, in registers.
+
+A tile is a tuple of STEPS tensors [ROWS, LANES, WIDTH], one for every LANES classes: pixel
+start + row * WIDTH + neighbour, class step * LANES + lane. With one lane a thread holds all classes
+of its pixels and a softmax needs no exchange between threads; many classes are spread over the
+lanes of a warp, so that a thread's share still fits into its registers.
+
+What belongs to a pixel and not to a class (its label, say) is [ROWS, LANES, WIDTH] too, the same in
+all lanes: loaded so, it lies as the logits do, and nothing has to be moved between threads.
+"""
+
+import triton
+import triton.language as tl
+
+from fastseg_losses.kernels.terms import LN2, LOG2E, exp2, log1p_unit, log2, reciprocal
+
+
+@triton.jit
+def lanes_of(LANES: tl.constexpr):
+    """The lanes as [1, LANES, 1]."""
+    return tl.arange(0, LANES)[None, :, None]
+
+
+@triton.jit
+def tile_pixels(start, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """A tile's pixels from `start`, the same in all lanes."""
+    rows = tl.arange(0, ROWS)[:, None, None] * WIDTH
+    return start + rows + tl.arange(0, WIDTH)[None, None, :] + lanes_of(LANES) * 0
+
+
+@triton.jit
+def pixel_pointers(base_ptr, pixels, start, stride_p, UNIT: tl.constexpr):
+    """Pointers to a tile's pixels; the tile's start in 64 bits."""
+    if UNIT:
+        return base_ptr + start + (pixels - start)
+    else:
+        stride = tl.cast(stride_p, tl.int64)
+        return base_ptr + start * stride + (pixels - start) * stride
+
+
+@triton.jit
+def class_stride(stride_c, ALIGNED: tl.constexpr):
+    """The stride between classes in 64 bits; loads are as wide as it is known to be even."""
+    stride = tl.cast(stride_c, tl.int64)
+    if ALIGNED:
+        stride = tl.multiple_of(stride, 16)
+    return stride
+
+
+@triton.jit
+def load_classes(
+    base_ptr,
+    pixels,
+    start,
+    end,
+    stride_c,
+    stride_p,
+    other,
+    C: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """A tile's values of every class as float32; `other` for classes past the last."""
+    stride = class_stride(stride_c, ALIGNED)
+    ptrs = pixel_pointers(base_ptr, pixels, start, stride_p, UNIT) + lanes_of(LANES) * stride
+    inside = pixels < end
+    values = ()
+    for j in tl.static_range(STEPS):
+        if (j + 1) * LANES > C:
+            present = j * LANES + lanes_of(LANES) < C
+            ahead = ptrs + j * LANES * stride
+            value = tl.load(ahead, mask=inside & present, other=0).to(tl.float32)
+            value = tl.where(present, value, other)
+        else:
+            value = tl.load(ptrs + j * LANES * stride, mask=inside, other=0).to(tl.float32)
+        values = values + (value,)
+    return values
+
+
+@triton.jit
+def read_tile(
+    logits_ptr,
+    targets_ptr,
+    valid_ptr,
+    start,
+    end,
+    logits_stride_c,
+    logits_stride_p,
+    targets_stride_c,
+    targets_stride_p,
+    valid_stride_p,
+    ignore_index,
+    C: tl.constexpr,
+    STEPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    IDS: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    PIXEL_VALID: tl.constexpr,
+    HAS_IGNORE: tl.constexpr,
+):
+    """Logits of every class; the label (-1 where it is none) or every class's target; what counts.
+
+    Where a pixel does not count, its logits are 0, its label -1 and its targets 0.
+    """
+    pixels = tile_pixels(start, ROWS, LANES, WIDTH)
+    live = pixels < end
+    xs = load_classes(
+        logits_ptr, pixels, start, end, logits_stride_c, logits_stride_p, float("-inf"),
+        C, STEPS, LANES, UNIT, ALIGNED,
+    )  # fmt: skip
+    if PIXEL_VALID:
+        ptrs = pixel_pointers(valid_ptr, pixels, start, valid_stride_p, UNIT)
+        live = live & (tl.load(ptrs, mask=live, other=0) != 0)
+    if IDS:
+        ptrs = pixel_pointers(targets_ptr, pixels, start, targets_stride_p, UNIT)
+        y = tl.load(ptrs, mask=pixels < end, other=0)
+        if y.dtype.is_int_signed():
+            known = (y >= 0) & (y < C)
+        else:
+            known = y < C
+        if HAS_IGNORE:
+            live = live & (y != ignore_index)
+        # the range is judged in the ids' own type: an id of 2**32 is no class 0
+        target = tl.where(live & known, y.to(tl.int32), -1)
+    else:
+        ts = load_classes(
+            targets_ptr, pixels, start, end, targets_stride_c, targets_stride_p, 0.0,
+            C, STEPS, LANES, UNIT, ALIGNED,
+        )  # fmt: skip
+        target = ts
+    if PIXEL_VALID or HAS_IGNORE:  # outside, loads have given 0
+        new = ()
+        for j in tl.static_range(STEPS):
+            x = tl.where(live, xs[j], 0.0)
+            if (j + 1) * LANES > C:
+                x = tl.where(j * LANES + lanes_of(LANES) < C, x, float("-inf"))
+            new = new + (x,)
+        xs = new
+        if not IDS:
+            new = ()
+            for j in tl.static_range(STEPS):
+                new = new + (tl.where(live, target[j], 0.0),)
+            target = new
+    return xs, target, live
+
+
+@triton.jit
+def over_lanes(value, LANES: tl.constexpr):
+    """The sum over the lanes, in every lane."""
+    if LANES == 1:
+        return value
+    else:
+        return tl.sum(value, 1, keep_dims=True)
+
+
+@triton.jit
+def largest_of(xs, STEPS: tl.constexpr, LANES: tl.constexpr):
+    """The largest over the classes."""
+    largest = xs[0]
+    for j in tl.static_range(1, STEPS):
+        largest = tl.maximum(largest, xs[j])
+    return largest if LANES == 1 else tl.max(largest, 1, keep_dims=True)
+
+
+@triton.jit
+def first_of(xs, largest, STEPS: tl.constexpr, LANES: tl.constexpr):
+    """The first class that is as large as the largest."""
+    first = tl.where(xs[STEPS - 1] == largest, (STEPS - 1) * LANES + lanes_of(LANES), 1 << 30)
+    for j in tl.static_range(STEPS - 2, -1, -1):
+        first = tl.where(xs[j] == largest, j * LANES + lanes_of(LANES), first)
+    return first if LANES == 1 else tl.min(first, 1, keep_dims=True)
+
+
+@triton.jit
+def of_label(xs, y, STEPS: tl.constexpr, LANES: tl.constexpr):
+    """The label's entry, 0 where there is none."""
+    picked = tl.where(y == lanes_of(LANES), xs[0], 0.0)
+    for j in tl.static_range(1, STEPS):
+        picked = tl.where(y == j * LANES + lanes_of(LANES), xs[j], picked)
+    return over_lanes(picked, LANES)
+
+
+@triton.jit
+def softmax(xs, largest, STEPS: tl.constexpr, LANES: tl.constexpr, PTX: tl.constexpr):
+    """e = exp(x - largest) * (1 + shift) of every class, their sum, its inverse, the true log-sum.
+
+    And shift, and what was subtracted in the exponent.
+
+    With x log2(e) - largest log2(e) in one instruction, the second product's rounding (7e-6 at a
+    logit of 100) is common to all classes: it is no error of a probability, and the logarithm is
+    taken without it, so that the loss of a confident pixel keeps its size.
+    """
+    top = largest * LOG2E
+    rest = tl.fma(largest, LOG2E, -top)
+    es = ()
+    total = tl.zeros_like(largest)
+    for j in tl.static_range(STEPS):
+        e = exp2(tl.fma(xs[j], LOG2E, -top), PTX)
+        es = es + (e,)
+        total += e
+    total = over_lanes(total, LANES)
+    shift = rest * LN2
+    exact = total - total * shift
+    log_total = tl.where(
+        exact < 2.0, log1p_unit(tl.minimum(exact - 1.0, 1.0)), log2(exact, PTX) * LN2
+    )
+    return es, total, reciprocal(total, PTX), log_total, shift, top

@@ -1,0 +1,287 @@
+"""From every class's sums to a loss, inside the multiclass forward launch.
+
+The program that stores a sample's last partial row finishes that sample; the one that finishes the
+last sample finishes the loss. Rows are walked in a fixed order: same inputs, same bits.
+
+The rows are described in multiclass_rows.py. All is float32; G groups: N*C, or C with batch. The
+table, kept for backward:
+
+    norms      (2,)            1 / normaliser of the region terms, of the pointwise terms
+    coefs      (2, G)          dL/dI and dL/dP of each group before that and the upstream gradient
+    points     (NUM_POINT, C)  weight of each pointwise term for a target of that class
+    shares     (N,)            further factor of a sample's pointwise terms: 1, or with reduction
+                               none 1 / its divisor
+
+The workspace, gone after the launch:
+
+    samples    (N, ROW)        the samples' rows
+    partials   (N S, ROW)      the programs' rows
+"""
+
+import triton
+import triton.language as tl
+
+from fastseg_losses.kernels import finalize, multiclass_rows
+from fastseg_losses.kernels.finalize import finish_terms, pick, region_term, store_statistics
+from fastseg_losses.kernels.multiclass_rows import sum_plane, sum_records
+
+RECORD = finalize.RECORD
+OVERLAP = finalize.OVERLAP
+TARGET = finalize.TARGET
+ACTUAL = finalize.ACTUAL
+HIT = finalize.HIT
+FIRST_POINT = finalize.FIRST_POINT
+VALID = finalize.VALID
+LARGEST = finalize.LARGEST
+BAD_TARGETS = finalize.BAD_TARGETS
+COUNTED = finalize.COUNTED
+FIRST_REGION = finalize.FIRST_REGION
+NORMS = finalize.NORMS
+NUM_FIELDS = finalize.NUM_FIELDS
+
+OVERLAP_PLANE = multiclass_rows.OVERLAP_PLANE
+MASS_PLANE = multiclass_rows.MASS_PLANE
+TARGET_PLANE = multiclass_rows.TARGET_PLANE
+PREDICTED_PLANE = multiclass_rows.PREDICTED_PLANE
+HIT_PLANE = multiclass_rows.HIT_PLANE
+ACTUAL_PLANE = multiclass_rows.ACTUAL_PLANE
+ID_PLANES = multiclass_rows.ID_PLANES
+SOFT_PLANES = multiclass_rows.SOFT_PLANES
+
+
+@triton.jit
+def region_terms(
+    record,
+    overlap,
+    mass,
+    target,
+    valid,
+    weight,
+    region_weights,
+    region_params,
+    C: tl.constexpr,
+    LOGS: tl.constexpr,
+    FIRST: tl.constexpr,
+    SKIP_ABSENT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Every class's region loss and its derivatives to I and P, weighted; the record with them."""
+    column = tl.arange(0, RECORD)
+    c = tl.arange(0, BLOCK_C)
+    counts = (c >= FIRST) & (tl.where(c < C, valid, 0.0) > 0.0)
+    if SKIP_ABSENT:
+        counts = counts & (target > 0.0)
+    counted = tl.sum(tl.where(counts, weight, 0.0), 0)
+    record = tl.where(column == COUNTED, counted, record)
+    loss = tl.zeros([BLOCK_C], tl.float32)
+    d_overlap = loss
+    d_mass = loss
+    for r in tl.static_range(len(LOGS)):
+        value, di, dp = region_term(overlap, mass, target, region_params[r], LOGS[r])
+        # where, not a product: a group that does not count may hold inf or NaN.
+        value = tl.where(counts, weight * value, 0.0)
+        record = tl.where(column == FIRST_REGION + r, tl.sum(value, 0), record)
+        loss += region_weights[r] * value
+        d_overlap += tl.where(counts, region_weights[r] * weight * di, 0.0)
+        d_mass += tl.where(counts, region_weights[r] * weight * dp, 0.0)
+    return record, loss, d_overlap, d_mass, counted
+
+
+@triton.jit
+def class_weights(weights_ptr, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The classes' weights, 1 each for None, 0 past the last."""
+    c = tl.arange(0, BLOCK_C)
+    if weights_ptr is not None:
+        return tl.load(weights_ptr + c, mask=c < C, other=0.0)
+    else:
+        return tl.where(c < C, 1.0, 0.0)
+
+
+@triton.jit
+def finish_sample(
+    # outputs
+    loss_ptr,  # with reduction none (N, C - FIRST), or (N,) with pointwise terms; (4, N, C): sums
+    table_ptr,
+    samples_ptr,  # (N, ROW)
+    # inputs
+    partials_ptr,  # (N S, ROW)
+    class_weights_ptr,  # (C,) or None
+    # sizes
+    n,
+    N,
+    S,
+    # scalars
+    point_weights,
+    region_weights,
+    region_params,
+    # constexprs
+    C: tl.constexpr,
+    NUM_POINT: tl.constexpr,
+    LOGS: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    FIRST: tl.constexpr,
+    BATCH: tl.constexpr,
+    SKIP_ABSENT: tl.constexpr,
+    IDS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Reduce one sample's partial rows; store its own, and unless BATCH its coefficients."""
+    PLANES: tl.constexpr = ID_PLANES if IDS else SOFT_PLANES
+    ROW: tl.constexpr = RECORD + PLANES * C
+    column = tl.arange(0, RECORD)
+    c = tl.arange(0, BLOCK_C)
+    partials_ptr += n.to(tl.int64) * S * ROW
+    samples_ptr += n.to(tl.int64) * ROW
+    record = sum_records(partials_ptr, S, C, PLANES)
+    weight = class_weights(class_weights_ptr, C, BLOCK_C)
+    overlap = sum_plane(partials_ptr, S, OVERLAP_PLANE, C, PLANES, BLOCK_C)
+    mass = sum_plane(partials_ptr, S, MASS_PLANE, C, PLANES, BLOCK_C)
+    target = sum_plane(partials_ptr, S, TARGET_PLANE, C, PLANES, BLOCK_C)
+    predicted = sum_plane(partials_ptr, S, PREDICTED_PLANE, C, PLANES, BLOCK_C)
+    hit = sum_plane(partials_ptr, S, HIT_PLANE, C, PLANES, BLOCK_C)
+    planes_ptr = samples_ptr + RECORD + c
+    tl.store(planes_ptr + OVERLAP_PLANE * C, overlap, mask=c < C)
+    tl.store(planes_ptr + MASS_PLANE * C, mass, mask=c < C)
+    tl.store(planes_ptr + TARGET_PLANE * C, target, mask=c < C)
+    tl.store(planes_ptr + PREDICTED_PLANE * C, predicted, mask=c < C)
+    tl.store(planes_ptr + HIT_PLANE * C, hit, mask=c < C)
+    valid = pick(record, column, VALID)
+    if IDS:
+        divisor = tl.sum(weight * target, 0)
+        bad = valid - tl.sum(target, 0)  # labels that are no class
+        record = tl.where((column == TARGET) | (column == ACTUAL), valid, record)
+        record = tl.where(column == BAD_TARGETS, bad, record)
+        poison = tl.where(bad > 0.0, float("nan"), 1.0)
+    else:
+        actual = sum_plane(partials_ptr, S, ACTUAL_PLANE, C, PLANES, BLOCK_C)
+        tl.store(planes_ptr + ACTUAL_PLANE * C, actual, mask=c < C)
+        divisor = valid
+        poison = 1.0
+    if not SOFTMAX:
+        divisor = valid * tl.sum(weight, 0)
+    record = tl.where(column == OVERLAP, divisor, record)
+    record = tl.where(column == HIT, tl.sum(hit, 0), record)
+    record = tl.where(column == COUNTED, 0.0, record)
+    if REDUCTION == "sums":
+        at = loss_ptr + n * C + c
+        tl.store(at, overlap * poison, mask=c < C)
+        tl.store(at + N * C, mass * poison, mask=c < C)
+        tl.store(at + 2 * N * C, target * poison, mask=c < C)
+        tl.store(at + 3 * N * C, valid * poison + tl.zeros_like(mass), mask=c < C)
+
+    share = tl.where(divisor > 0.0, 1.0 / divisor, 0.0) * poison
+    region_share = poison
+    if not BATCH:
+        record, loss, d_overlap, d_mass, counted = region_terms(
+            record, overlap, mass, target, valid, weight, region_weights, region_params,
+            C, LOGS, FIRST, SKIP_ABSENT, BLOCK_C,
+        )  # fmt: skip
+        if REDUCTION == "none":
+            if NUM_POINT > 0:
+                region_share = tl.where(counted > 0.0, 1.0 / counted, 0.0) * poison
+                total = tl.sum(loss, 0) * region_share
+                for k in tl.static_range(NUM_POINT):
+                    value = point_weights[k] * share * pick(record, column, FIRST_POINT + k)
+                    total += tl.where(divisor > 0.0, value, 0.0)
+                tl.store(loss_ptr + n, total)
+            else:
+                at = loss_ptr + n * (C - FIRST) + c - FIRST
+                tl.store(at, loss * poison, mask=(c >= FIRST) & (c < C))
+            d_overlap *= region_share
+            d_mass *= region_share
+        coefs_ptr = table_ptr + NORMS + n * C + c
+        tl.store(coefs_ptr, d_overlap, mask=c < C)
+        tl.store(coefs_ptr + N * C, d_mass, mask=c < C)
+    groups = C if BATCH else N * C
+    shares_ptr = table_ptr + NORMS + 2 * groups + NUM_POINT * C
+    tl.store(shares_ptr + n, share if REDUCTION == "none" else 1.0)
+    tl.store(samples_ptr + column, record)
+
+
+@triton.jit
+def finish_classes(
+    # outputs
+    loss_ptr,  # () or with reduction none and BATCH (C - FIRST,)
+    stats_ptr,  # (NUM_FIELDS + terms + 5 C,)
+    table_ptr,
+    alarm_ptr,  # (1,) int32 on the host, or None
+    # inputs
+    samples_ptr,  # (N, ROW)
+    class_weights_ptr,  # (C,) or None
+    vector_ptr,  # (C,) alpha or None
+    # sizes
+    N,
+    # scalars
+    point_weights,
+    region_weights,
+    region_params,
+    # constexprs
+    C: tl.constexpr,
+    NUM_POINT: tl.constexpr,
+    BALANCED: tl.constexpr,
+    LOGS: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    FIRST: tl.constexpr,
+    BATCH: tl.constexpr,
+    SKIP_ABSENT: tl.constexpr,
+    IDS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Reduce the samples to the loss, the terms' mean values, the normalisers, the statistics."""
+    PLANES: tl.constexpr = ID_PLANES if IDS else SOFT_PLANES
+    column = tl.arange(0, RECORD)
+    c = tl.arange(0, BLOCK_C)
+    record = sum_records(samples_ptr, N, C, PLANES)
+    weight = class_weights(class_weights_ptr, C, BLOCK_C)
+    target = sum_plane(samples_ptr, N, TARGET_PLANE, C, PLANES, BLOCK_C)
+    valid = pick(record, column, VALID)
+    poison = 1.0
+    if IDS:
+        bad = pick(record, column, BAD_TARGETS)
+        poison = tl.where(bad > 0.0, float("nan"), 1.0)
+    groups = N * C
+    if BATCH:
+        groups = C
+        overlap = sum_plane(samples_ptr, N, OVERLAP_PLANE, C, PLANES, BLOCK_C)
+        mass = sum_plane(samples_ptr, N, MASS_PLANE, C, PLANES, BLOCK_C)
+        record, loss, d_overlap, d_mass, counted = region_terms(
+            record, overlap, mass, target, valid, weight, region_weights, region_params,
+            C, LOGS, FIRST, SKIP_ABSENT, BLOCK_C,
+        )  # fmt: skip
+        tl.store(table_ptr + NORMS + c, d_overlap, mask=c < C)
+        tl.store(table_ptr + NORMS + C + c, d_mass, mask=c < C)
+        if REDUCTION == "none":
+            tl.store(loss_ptr + c - FIRST, loss * poison, mask=(c >= FIRST) & (c < C))
+    points_ptr = table_ptr + NORMS + 2 * groups + c
+    for k in tl.static_range(NUM_POINT):
+        factor = point_weights[k] * weight
+        if BALANCED[k] and vector_ptr is not None:
+            factor *= tl.load(vector_ptr + c, mask=c < C, other=0.0)
+        tl.store(points_ptr + k * C, factor, mask=c < C)
+    if REDUCTION == "none" and not BATCH:
+        poison = 1.0  # each sample has its own
+    divisor = pick(record, column, OVERLAP)
+    mean_loss = finish_terms(
+        loss_ptr, stats_ptr, table_ptr, record, column, divisor, poison,
+        point_weights, region_weights, NUM_POINT, len(LOGS), REDUCTION,
+    )  # fmt: skip
+    missed = valid - pick(record, column, HIT)
+    store_statistics(
+        stats_ptr, alarm_ptr, record, column, mean_loss, pick(record, column, LARGEST),
+        missed, missed, 2,
+    )  # fmt: skip
+
+    # ---- each class, in the order of stats.CLASS_FIELDS
+    predicted = sum_plane(samples_ptr, N, PREDICTED_PLANE, C, PLANES, BLOCK_C)
+    hit = sum_plane(samples_ptr, N, HIT_PLANE, C, PLANES, BLOCK_C)
+    actual = target
+    if not IDS:
+        actual = sum_plane(samples_ptr, N, ACTUAL_PLANE, C, PLANES, BLOCK_C)
+    share = tl.where(valid > 0.0, 1.0 / valid, 0.0)
+    stats_ptr += NUM_FIELDS + NUM_POINT + len(LOGS) + c
+    tl.store(stats_ptr, predicted * share, mask=c < C)
+    tl.store(stats_ptr + C, actual * share, mask=c < C)
+    tl.store(stats_ptr + 2 * C, hit, mask=c < C)
+    tl.store(stats_ptr + 3 * C, predicted - hit, mask=c < C)
+    tl.store(stats_ptr + 4 * C, actual - hit, mask=c < C)

@@ -1,0 +1,134 @@
+"""Launch plans of multiclass mode."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastseg_losses.kernels import finalize, multiclass_rows, terms
+from fastseg_losses.kernels.launch import Device, Formula, Launch, Layout, Plan, Strides
+from fastseg_losses.kernels.multiclass_gradient import _class_gradient_kernel
+from fastseg_losses.kernels.multiclass_sums import _class_sums_kernel
+from fastseg_losses.kernels.multiclass_tile import MAX_COUNT
+from fastseg_losses.kernels.tiles import CLASS_WORKSPACE_BYTES, ClassTile, class_tile
+
+
+class ClassPlan(Plan):
+    """One multiclass formula at one layout on one device."""
+
+    def __init__(
+        self, layout: Layout, formula: Formula, device: Device, tile: ClassTile | None = None
+    ) -> None:
+        self.layout, self.formula, self.device = layout, formula, device
+        at, f = layout, formula
+        self.ids = at.targets_kind == "ids"
+        strides = (at.logits, at.targets, at.dlogits)
+        unit = all(stride[2] == 1 for stride in strides)
+        rows = [stride for each in strides for stride in each[:2]]
+        if at.valid_kind == "pixel":
+            unit = unit and at.valid[1] == 1
+            rows.append(at.valid[0])
+        aligned = at.P % 16 == 0 and all(stride % 16 == 0 for stride in rows)
+        self.tile = tile or class_tile(at.C, at.logits_bytes, unit)
+        planes = multiclass_rows.ID_PLANES if self.ids else multiclass_rows.SOFT_PLANES
+        row = finalize.RECORD.value + planes.value * at.C
+        self.splits = self._programs_per_sample(row)
+        self.programs = at.N * self.splits
+        self.wave = max(1, min(at.N, self.tile.programs * device.multiprocessors // self.splits))
+        self.groups = at.C if f.batch else at.N * at.C
+        self.table_size = finalize.NORMS.value + 2 * self.groups + len(f.points) * at.C + at.N
+        self.workspace_start = self.table_size + -self.table_size % 16
+        self.scratch_size = self.workspace_start + row * (at.N + self.programs)
+        classes = at.C - f.first_class
+        per_group = (classes,) if f.batch else (at.N, classes)
+        shapes = {"none": (at.N,) if f.points else per_group, "sums": (4, at.N, at.C)}
+        self.loss_shape = shapes.get(f.reduction, ())
+        steps = -(-at.C // self.tile.lanes)
+        self._shared = {
+            "C": at.C,
+            "SMOOTHED": f.smoothed,
+            "SOFTMAX": f.softmax,
+            "FIRST": f.first_class,
+            "BATCH": f.batch,
+            "VALID_KIND": at.valid_kind,
+            "HAS_IGNORE": f.ignore_index is not None,
+            "IDS": self.ids,
+            "UNIT": unit,
+            "ALIGNED": unit and aligned,
+            "ROWS": self.tile.rows,
+            "LANES": self.tile.lanes,
+            "WIDTH": self.tile.width,
+            "STEPS": steps,
+            "PTX": device.ptx,
+        }
+        self.num_counters = 1 + at.N
+        self.counters = {}
+        self.single = None
+        self._forward = self._backward = None
+
+    def _programs_per_sample(self, row: int) -> int:
+        """The device filled once, as far as the workspace goes; no thread counts past MAX_COUNT."""
+        at, tile = self.layout, self.tile
+        tiles = -(-at.P // (tile.rows * tile.width))
+        most = min(tile.programs * self.device.multiprocessors, CLASS_WORKSPACE_BYTES // (4 * row))
+        least = -(-tiles // (MAX_COUNT // tile.width))
+        return max(1, least, min(most // at.N, tiles))
+
+    def dloss_strides(self, strides: Sequence[int]) -> Strides:
+        """Strides (k, n, c) of an upstream gradient that has these: (N,) is one a sample."""
+        if len(strides) == 1 and self.formula.points:
+            return 0, strides[0], 0
+        return super().dloss_strides(strides)
+
+    def forward_launch(self) -> Launch:
+        """The forward launch, without its tensors."""
+        at, f = self.layout, self.formula
+        scalars = (
+            *(at.N, at.P, self.splits),
+            *(*at.logits, *at.targets, *at.valid, at.pos_weight_stride),
+            self.workspace_start,
+            *(f.term_params, f.point_weights, f.region_weights, f.region_params),
+            0 if f.ignore_index is None else int(f.ignore_index),
+        )
+        first = finalize.FIRST_POINT.value
+        columns = tuple(first + k for k in range(len(f.points)))
+        columns += (finalize.MASS.value, finalize.PREDICTED.value)
+        if not self.ids:
+            columns += (finalize.TARGET.value, finalize.ACTUAL.value)
+        steps = self._shared["STEPS"]
+        constexprs = {
+            "TERMS": self._terms(),
+            "BALANCED": f.balanced,
+            "COLUMNS": (*columns, finalize.VALID.value, finalize.COUNTED.value),
+            "LOGS": f.logs,
+            "REDUCTION": f.reduction,
+            "SKIP_ABSENT": f.skip_absent,
+            "BLOCK_STEPS": 1 << (steps - 1).bit_length(),
+            "BLOCK_C": 1 << (at.C - 1).bit_length(),
+            **self._shared,
+        }
+        options = self._options(self.tile)
+        return Launch(_class_sums_kernel, self.programs, scalars, constexprs, options)
+
+    def backward_launch(self) -> Launch:
+        """The backward launch, without its tensors and the upstream gradient's strides."""
+        at, f, tile = self.layout, self.formula, self.tile
+        scalars = (
+            *(at.N, at.P, self.wave),
+            *(*at.dlogits, *at.logits, *at.targets, *at.valid, at.pos_weight_stride),
+            f.term_params,
+            0 if f.ignore_index is None else int(f.ignore_index),
+        )
+        sums = f.reduction == "sums"
+        constexprs = {
+            "TERMS": self._terms() if f.softmax else (*terms.SLOPED_SUMS, *self._terms()),
+            "SPREAD": bool(f.points) and (not self.ids or any(f.smoothed)),
+            "REGION": bool(f.logs) or sums,
+            "SUMS": sums,
+            "PER_CLASS": sums or (f.reduction == "none" and not f.points),
+            **self._shared,
+        }
+        programs = at.N * -(-at.P // (tile.rows * tile.width))
+        return Launch(_class_gradient_kernel, programs, scalars, constexprs, self._options(tile))
+
+    def _terms(self) -> tuple[Any, ...]:
+        functions = terms.SOFTMAX if self.formula.softmax else terms.POINTWISE
+        return tuple(functions[name] for name in self.formula.points)

@@ -1,0 +1,184 @@
+"""The gradient of every class of a tile, from what the table says of its classes.
+
+With h_k = dL/dp_k and u_k the pull of the pointwise terms (terms.py), a softmax gives
+dL/dx_k = p_k (h_k - sum of p h + sum of u) - u_k.
+"""
+
+import triton
+import triton.language as tl
+
+from fastseg_losses.kernels import finalize
+from fastseg_losses.kernels.gradient import slope_of_terms
+from fastseg_losses.kernels.multiclass import lanes_of, largest_of, of_label, over_lanes, softmax
+from fastseg_losses.kernels.terms import LOG2E, NEUTRAL, exp2
+
+NORMS = finalize.NORMS
+
+
+@triton.jit
+def load_region(
+    dloss_ptr,
+    table_ptr,
+    c,
+    group,
+    groups,
+    factor,
+    dloss_stride_k,
+    dloss_stride_c,
+    C: tl.constexpr,
+    FIRST: tl.constexpr,
+    SUMS: tl.constexpr,
+    PER_CLASS: tl.constexpr,
+):
+    """dL/dI and dL/dP of classes c of a group that starts at `group` in the table; 0 for none.
+
+    SUMS: they are the upstream gradient. PER_CLASS: each class has an upstream gradient of its own.
+    """
+    there = (c >= FIRST) & (c < C)
+    upstream = factor
+    if SUMS:
+        ptrs = dloss_ptr + c * dloss_stride_c
+        d_overlap = tl.load(ptrs, mask=there, other=0.0).to(tl.float32)
+        d_mass = tl.load(ptrs + dloss_stride_k, mask=there, other=0.0).to(tl.float32)
+        return d_overlap, d_mass
+    else:
+        if PER_CLASS:
+            each = tl.load(dloss_ptr + (c - FIRST) * dloss_stride_c, mask=there, other=0.0)
+            upstream = factor * each.to(tl.float32)
+        ptrs = table_ptr + NORMS + group + c
+        d_overlap = tl.load(ptrs, mask=there, other=0.0) * upstream
+        d_mass = tl.load(ptrs + groups, mask=there, other=0.0) * upstream
+        return d_overlap, d_mass
+
+
+@triton.jit
+def load_point(points_ptr, k: tl.constexpr, c, factor, C: tl.constexpr):
+    """The weight of a pointwise term for a target of classes c; 0 for none."""
+    return tl.load(points_ptr + k * C + c, mask=(c >= 0) & (c < C), other=0.0) * factor
+
+
+@triton.jit
+def softmax_slopes(
+    xs,
+    target,
+    regions,
+    region_y,
+    points_ptr,
+    classes,
+    factor,
+    params,
+    TERMS: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    SPREAD: tl.constexpr,
+    IDS: tl.constexpr,
+    REGION: tl.constexpr,
+    C: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """The gradient of every class. Regions: (dL/dI, dL/dP) of each step's classes, of the label's.
+
+    SPREAD: a pointwise term has a target in every class, as soft and smoothed ones do.
+    """
+    gamma = params[2]
+    e_smooth = params[3]
+    largest = largest_of(xs, STEPS, LANES)
+    es, total, r, log_total, shift, top = softmax(xs, largest, STEPS, LANES, PTX)
+    push = tl.zeros_like(r)  # sum of u - sum of p h, so far of this lane's classes
+    if IDS:
+        x_y = of_label(xs, target, STEPS, LANES)
+        e_y = exp2(tl.fma(x_y, LOG2E, -top), PTX)
+        p_y = e_y * r
+        pull_y = tl.zeros_like(r)
+        for k in tl.static_range(len(TERMS)):
+            _, pull = TERMS[k](p_y, (total - e_y) * r, (largest - x_y) + log_total, gamma, PTX)
+            weight = load_point(points_ptr, k, target, factor, C)
+            if SMOOTHED[k]:
+                weight *= 1.0 - e_smooth
+            pull_y += weight * pull
+    pulls = ()
+    for j in tl.static_range(STEPS):
+        p = es[j] * r
+        d_overlap, d_mass = regions[j]
+        pull_j = 0.0
+        if SPREAD:
+            pull_j = tl.zeros_like(p)
+            for k in tl.static_range(len(TERMS)):
+                if not IDS or SMOOTHED[k]:
+                    nll = (largest - xs[j]) + log_total
+                    _, pull = TERMS[k](p, (total - es[j]) * r, nll, gamma, PTX)
+                    if IDS:
+                        t = e_smooth / C + tl.zeros_like(p)
+                    else:
+                        t = target[j]
+                        if SMOOTHED[k]:
+                            t = t + e_smooth * (1.0 / C - t)
+                    weight = load_point(points_ptr, k, classes[j], factor, C)
+                    pull_j += tl.where((t != 0.0) & (weight != 0.0), t * weight * pull, 0.0)
+            push += pull_j
+        pulls = pulls + (pull_j,)
+        if REGION:
+            push -= p * (d_mass if IDS else d_mass + d_overlap * target[j])
+    push = over_lanes(push, LANES)
+    if IDS:
+        # -(1 - p) u, where p u - u would cancel once more
+        overlap_y, mass_y = region_y
+        push -= p_y * overlap_y
+        slope_y = p_y * (mass_y + overlap_y + push) - (total - e_y) * r * pull_y
+        push += pull_y
+    slopes = ()
+    for j in tl.static_range(STEPS):
+        d_overlap, d_mass = regions[j]
+        slope = push
+        if REGION:
+            slope = push + (d_mass if IDS else d_mass + d_overlap * target[j])
+        slope = es[j] * r * slope
+        if IDS:
+            slope = tl.where(target == j * LANES + lanes_of(LANES), slope_y, slope)
+        if SPREAD:
+            slope -= pulls[j]
+        slopes = slopes + (slope,)
+    return slopes
+
+
+@triton.jit
+def sigmoid_slope(
+    x,
+    t,
+    live,
+    region,
+    points_ptr,
+    pos_weight_ptr,
+    c,
+    factor,
+    pos_weight_stride,
+    params,
+    TERMS: tl.constexpr,
+    IDS: tl.constexpr,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """The gradient of one step's classes, each against the rest."""
+    there = live & (c < C)
+    shape: tl.constexpr = [ROWS * LANES, WIDTH]
+    none = tl.zeros([ROWS, LANES, 1], tl.float32)
+    coefs = (
+        tl.reshape(region[0] + none, [ROWS * LANES, 1]),
+        tl.reshape(region[1] + none, [ROWS * LANES, 1]),
+    )
+    for k in tl.static_range(len(TERMS) - 2):
+        weight = load_point(points_ptr, k, c, factor, C)
+        coefs = coefs + (tl.reshape(weight + none, [ROWS * LANES, 1]),)
+    pos_weight = 1.0
+    if pos_weight_ptr is not None:
+        weight = tl.load(pos_weight_ptr + c * pos_weight_stride, mask=c < C, other=0.0)
+        pos_weight = tl.reshape(weight + none, [ROWS * LANES, 1])
+    terms = (params[0], params[1], params[2], pos_weight, params[3])
+    x = tl.reshape(tl.where(there, x, NEUTRAL), shape)
+    t = tl.reshape(tl.where(there, t, 0.0), shape)
+    slope = slope_of_terms(x, t, coefs, terms, TERMS, IDS, PTX)
+    return tl.reshape(slope, [ROWS, LANES, WIDTH])

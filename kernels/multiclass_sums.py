@@ -1,0 +1,228 @@
+"""The multiclass forward kernel: every class's sums in one read, the loss finished in it."""
+
+import triton
+import triton.language as tl
+
+from fastseg_losses.kernels import finalize, multiclass_rows
+from fastseg_losses.kernels.multiclass import lanes_of, read_tile
+from fastseg_losses.kernels.multiclass_finalize import finish_classes, finish_sample
+from fastseg_losses.kernels.multiclass_tile import add_tile, class_sums
+from fastseg_losses.kernels.pixels import pixel_base
+from fastseg_losses.kernels.sums import columns_sum
+
+RECORD = finalize.RECORD
+LARGEST = finalize.LARGEST
+NONFINITE = finalize.NONFINITE
+BAD_TARGETS = finalize.BAD_TARGETS
+FIRST_POINT = finalize.FIRST_POINT
+FINITE = finalize.COUNTED  # of a program's record; of a sample's it is what its name says
+TARGET_PLANE = multiclass_rows.TARGET_PLANE
+PREDICTED_PLANE = multiclass_rows.PREDICTED_PLANE
+HIT_PLANE = multiclass_rows.HIT_PLANE
+SOFT_PLANES = multiclass_rows.SOFT_PLANES
+ID_PLANES = multiclass_rows.ID_PLANES
+
+# Sizes and strides change from call to call, and small tensors sit at any address: neither may
+# start a compilation.
+NOT_SPECIALIZED = (
+    *("loss_ptr", "stats_ptr", "counters_ptr", "alarm_ptr", "class_weights_ptr", "vector_ptr"),
+    *("N", "P", "S", "workspace_start", "ignore_index", "vector_stride"),
+    *("logits_stride_n", "logits_stride_c", "logits_stride_p"),
+    *("targets_stride_n", "targets_stride_c", "targets_stride_p"),
+    *("valid_stride_n", "valid_stride_p"),
+)
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+def _class_sums_kernel(
+    # outputs
+    loss_ptr,  # () or (N,), or (N, C), (C,) without the classes before FIRST, or (4, N, C)
+    stats_ptr,  # (NUM_FIELDS + terms + 5 C,)
+    table_ptr,  # see multiclass_finalize.py
+    workspace_ptr,  # samples, partials: see multiclass_finalize.py
+    counters_ptr,  # (1 + N,) int32, all 0 before and after
+    alarm_ptr,  # (1,) int32 on the host, or None
+    # inputs
+    logits_ptr,  # (N, C, P)
+    targets_ptr,  # class ids (N, P), or soft (N, C, P)
+    valid_ptr,  # (N, P) or (N,) or None
+    class_weights_ptr,  # (C,) or None
+    vector_ptr,  # softmax: alpha (C,) or None; else pos_weight (C,) or (1,) or None
+    # sizes
+    N,
+    P,
+    S,  # programs a sample
+    # strides
+    logits_stride_n,
+    logits_stride_c,
+    logits_stride_p,
+    targets_stride_n,
+    targets_stride_c,
+    targets_stride_p,
+    valid_stride_n,
+    valid_stride_p,
+    vector_stride,  # 0 for one value, 1 for one a class
+    workspace_start,  # behind workspace_ptr: the table may come first in the same tensor
+    # scalars
+    term_params,  # alpha_neg, alpha_pos, gamma, label_smoothing
+    point_weights,
+    region_weights,
+    region_params,
+    ignore_index,
+    # constexprs
+    C: tl.constexpr,
+    TERMS: tl.constexpr,
+    BALANCED: tl.constexpr,  # which of the terms alpha multiplies
+    SMOOTHED: tl.constexpr,  # and which of them have smoothed targets
+    COLUMNS: tl.constexpr,  # of add_tile's sums in a record
+    LOGS: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    FIRST: tl.constexpr,  # the first class of the region terms
+    BATCH: tl.constexpr,
+    SKIP_ABSENT: tl.constexpr,
+    VALID_KIND: tl.constexpr,  # "none", "sample", "pixel"
+    HAS_IGNORE: tl.constexpr,
+    IDS: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK_STEPS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    TILE: tl.constexpr = ROWS * WIDTH
+    NUM_POINT: tl.constexpr = len(TERMS)
+    PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
+    NUM_PLANES: tl.constexpr = ID_PLANES if IDS else SOFT_PLANES
+    ROW: tl.constexpr = RECORD + NUM_PLANES * C
+    pid = tl.program_id(0)
+    s = pid % S
+    n = pid // S
+
+    logits_ptr += pixel_base(n, 0, logits_stride_n, 0, ALIGNED)
+    targets_ptr += pixel_base(n, 0, targets_stride_n, 0, ALIGNED)
+    if VALID_KIND != "none":
+        valid_ptr += pixel_base(n, 0, valid_stride_n, 0, ALIGNED and PIXEL_VALID)
+    # so that the compiler knows, and a mask does not break up a wide load
+    size = P // 16 * 16 if ALIGNED else P
+    if VALID_KIND == "sample":
+        if tl.load(valid_ptr) == 0:
+            size = 0  # not annotated: nothing of the sample is read
+
+    planes = ()
+    for _k in tl.static_range(2 * STEPS):
+        planes = planes + (tl.zeros([ROWS, LANES], tl.float32),)
+    for _k in tl.static_range(STEPS):
+        planes = planes + (tl.zeros([ROWS, LANES], tl.int32),)
+    if not IDS:
+        for _k in tl.static_range(STEPS):
+            planes = planes + (tl.zeros([ROWS, LANES], tl.float32),)
+    zero = tl.zeros([ROWS, LANES], tl.float32)
+    sums = ()
+    for _k in tl.static_range(len(COLUMNS)):
+        sums = sums + (zero,)
+    extremes = (zero, zero)
+    # Tiles are dealt out in turn, as in the binary kernel. One loop for whole and odd tiles: here a
+    # mask costs a few instructions a pixel, not a class, and a second copy of the loop's body takes
+    # seconds to compile.
+    for tile in tl.range(s, tl.cdiv(size, TILE), S):
+        xs, target, live = read_tile(
+            logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
+            logits_stride_c, logits_stride_p, targets_stride_c, targets_stride_p, valid_stride_p,
+            ignore_index, C, STEPS, ROWS, LANES, WIDTH, IDS, UNIT, ALIGNED, PIXEL_VALID, HAS_IGNORE,
+        )  # fmt: skip
+        planes, sums, extremes = add_tile(
+            planes, sums, extremes, xs, target, live,
+            class_weights_ptr, vector_ptr, vector_stride, term_params,
+            TERMS, BALANCED, SMOOTHED, SOFTMAX, IDS, C, STEPS, ROWS, LANES, WIDTH, PTX,
+        )  # fmt: skip
+
+    # ---- this program's partial sums
+    flat = ()
+    for k in tl.static_range(len(COLUMNS)):
+        value = tl.reshape(sums[k], [ROWS * LANES])
+        if SOFTMAX or k >= NUM_POINT:
+            value *= 1.0 / LANES  # what belongs to a pixel was added up in every lane
+        flat = flat + (value,)
+    record = columns_sum(flat, COLUMNS, tl.zeros([ROWS * LANES], tl.float32))
+    largest = tl.max(tl.max(extremes[0], 1))
+    stray = tl.max(tl.max(extremes[1], 1))
+    column = tl.arange(0, RECORD)
+    seen = tl.sum(tl.where(column == FINITE, record, 0.0))
+    nonfinite = tl.zeros((), tl.float32)
+    bad_targets = tl.zeros((), tl.float32)
+    # Only if something is wrong is each pixel looked at.
+    if ((seen - seen) != 0.0) | (stray > 0.501) | (stray != stray):
+        for tile in range(s, tl.cdiv(size, TILE), S):
+            xs, target, live = read_tile(
+                logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
+                logits_stride_c, logits_stride_p, targets_stride_c, targets_stride_p,
+                valid_stride_p, ignore_index,
+                C, STEPS, ROWS, LANES, WIDTH, IDS, UNIT, ALIGNED, PIXEL_VALID, HAS_IGNORE,
+            )  # fmt: skip
+            for j in tl.static_range(STEPS):
+                there = live & (j * LANES + lanes_of(LANES) < C)
+                odd = there & ~(tl.abs(xs[j]) < float("inf"))
+                nonfinite += tl.sum(tl.sum(tl.sum(tl.where(odd, 1.0, 0.0), 2), 1))
+                if not IDS:
+                    odd = there & ~(tl.abs(target[j] - 0.5) <= 0.501)
+                    bad_targets += tl.sum(tl.sum(tl.sum(tl.where(odd, 1.0, 0.0), 2), 1))
+    record = tl.where(column == LARGEST, largest, record)
+    record = tl.where(column == NONFINITE, nonfinite, record)
+    record = tl.where(column == BAD_TARGETS, bad_targets, record)
+    if not SOFTMAX:
+        # as in the binary kernel: an infinite logit makes every pointwise sum NaN
+        pointwise = (column >= FIRST_POINT) & (column < FIRST_POINT + NUM_POINT)
+        poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
+        record = tl.where(pointwise, record + poison, record)
+
+    samples_ptr = workspace_ptr + workspace_start
+    partials_ptr = samples_ptr + N * ROW
+    row_ptr = partials_ptr + pid.to(tl.int64) * ROW
+    tl.store(row_ptr + column, record)
+    step = tl.arange(0, LANES * BLOCK_STEPS)
+    c = step % BLOCK_STEPS * LANES + step // BLOCK_STEPS
+    for plane in tl.static_range(NUM_PLANES):
+        values = ()
+        for j in tl.static_range(STEPS):
+            if plane < 2:
+                value = planes[plane * STEPS + j]
+            elif plane == TARGET_PLANE and not IDS:
+                value = planes[3 * STEPS + j]
+            else:
+                counts = planes[2 * STEPS + j]
+                if plane == PREDICTED_PLANE:
+                    counts = counts >> 10
+                if plane == HIT_PLANE:
+                    counts = counts >> 20
+                value = (counts & 1023).to(tl.float32)
+            values = values + (value,)
+        total = class_sums(values, ROWS, LANES, BLOCK_STEPS)
+        tl.store(row_ptr + RECORD + plane * C + c, total, mask=c < C)
+
+    # ---- the last program of a sample finishes it, the last sample finishes the loss
+    tl.debug_barrier()  # every thread's stores come before the one thread's release
+    arrived = tl.atomic_add(counters_ptr + 1 + n, 1, sem="acq_rel")
+    if arrived == S - 1:
+        tl.debug_barrier()
+        finish_sample(
+            loss_ptr, table_ptr, samples_ptr, partials_ptr, class_weights_ptr,
+            n, N, S, point_weights, region_weights, region_params,
+            C, NUM_POINT, LOGS, REDUCTION, SOFTMAX, FIRST, BATCH, SKIP_ABSENT, IDS, BLOCK_C,
+        )  # fmt: skip
+        tl.store(counters_ptr + 1 + n, 0)
+        tl.debug_barrier()
+        finished = tl.atomic_add(counters_ptr, 1, sem="acq_rel")
+        if finished == N - 1:
+            tl.debug_barrier()
+            finish_classes(
+                loss_ptr, stats_ptr, table_ptr, alarm_ptr,
+                samples_ptr, class_weights_ptr, vector_ptr,
+                N, point_weights, region_weights, region_params,
+                C, NUM_POINT, BALANCED, LOGS, REDUCTION, FIRST, BATCH, SKIP_ABSENT, IDS, BLOCK_C,
+            )  # fmt: skip
+            tl.store(counters_ptr, 0)

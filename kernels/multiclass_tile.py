@@ -1,0 +1,273 @@
+"""What the multiclass forward kernel does with a tile: its terms, its sums for every class."""
+
+import triton
+import triton.language as tl
+
+from fastseg_losses.kernels.multiclass import (
+    first_of,
+    lanes_of,
+    largest_of,
+    of_label,
+    over_lanes,
+    softmax,
+)
+from fastseg_losses.kernels.sums import join_halves
+from fastseg_losses.kernels.terms import LOG2E, NEUTRAL, exp2, reciprocal, sigmoid_pixel
+
+# A thread counts target, predicted and hit pixels of a class in one integer, ten bits each;
+# multiclass_plan.py gives no thread more than MAX_COUNT pixels.
+MAX_COUNT = 1023
+PREDICTED_ONE = tl.constexpr(1 << 10)
+HIT_ONE = tl.constexpr(1 << 20)
+
+
+@triton.jit
+def load_each(ptr, j, C: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """Entries of a (C,) vector for the classes of step j, [ROWS, LANES, 1]; 1 for None."""
+    if ptr is None:
+        return 1.0
+    else:
+        c = j * LANES + lanes_of(LANES) + tl.arange(0, ROWS)[:, None, None] * 0
+        return tl.load(ptr + c, mask=c < C, other=0.0)
+
+
+@triton.jit
+def softmax_points(
+    xs,
+    target,
+    live,
+    largest,
+    es,
+    total,
+    r,
+    log_total,
+    top,
+    weights_ptr,
+    alpha_ptr,
+    params,
+    TERMS: tl.constexpr,
+    BALANCED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    IDS: tl.constexpr,
+    C: tl.constexpr,
+    STEPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Each pointwise term at every pixel, class weights inside; and the label's probability.
+
+    For class ids a term is that of the label's class, for soft targets the sum over the classes.
+    """
+    gamma = params[2]
+    e_smooth = params[3]
+    values = ()
+    p_y = r
+    if IDS:
+        x_y = of_label(xs, target, STEPS, LANES)
+        e_y = exp2(tl.fma(x_y, LOG2E, -top), PTX)
+        p_y = e_y * r
+        q_y = (total - e_y) * r
+        nll_y = (largest - x_y) + log_total
+        weight = 1.0
+        if weights_ptr is not None:
+            weight = tl.load(weights_ptr + target, mask=target >= 0, other=0.0)
+    for k in tl.static_range(len(TERMS)):
+        if IDS:
+            value, _ = TERMS[k](p_y, q_y, nll_y, gamma, PTX)
+            factor = weight
+            if BALANCED[k] and alpha_ptr is not None:
+                factor = weight * tl.load(alpha_ptr + target, mask=target >= 0, other=0.0)
+            value = factor * value
+            value = tl.where(target >= 0, value, 0.0)
+        else:
+            value = tl.zeros_like(r)
+        if not IDS or SMOOTHED[k]:
+            spread = tl.zeros_like(r)
+            for j in tl.static_range(STEPS):
+                nll = (largest - xs[j]) + log_total
+                each, _ = TERMS[k](es[j] * r, (total - es[j]) * r, nll, gamma, PTX)
+                factor = load_each(weights_ptr, j, C, ROWS, LANES)
+                if BALANCED[k]:
+                    factor = factor * load_each(alpha_ptr, j, C, ROWS, LANES)
+                if IDS:
+                    t = 1.0 / C + tl.zeros_like(nll)
+                else:
+                    t = target[j]
+                    if SMOOTHED[k]:
+                        t = t + e_smooth * (1.0 / C - t)
+                # a target of 0 counts for nothing, even where the class was ruled out by -inf
+                counts = t != 0.0
+                if (j + 1) * LANES > C:
+                    counts = counts & (j * LANES + lanes_of(LANES) < C)
+                spread += tl.where(counts, t * factor * each, 0.0)
+            spread = over_lanes(spread, LANES)
+            spread = tl.where(live, spread, 0.0)
+            value = value + e_smooth * (spread - value) if IDS else spread
+        values = values + (value,)
+    return values, p_y
+
+
+@triton.jit
+def sigmoid_step(
+    x,
+    t,
+    live,
+    j,
+    weights_ptr,
+    pos_weight_ptr,
+    pos_weight_stride,
+    params,
+    TERMS: tl.constexpr,
+    IDS: tl.constexpr,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """One step's classes, each against the rest: p, and the terms [ROWS, LANES], weighted."""
+    there = live & (j * LANES + lanes_of(LANES) < C)
+    x = tl.reshape(tl.where(there, x, NEUTRAL), [ROWS * LANES, WIDTH])
+    t = tl.reshape(tl.where(there, t, 0.0), [ROWS * LANES, WIDTH])
+    pos_weight = 1.0
+    if pos_weight_ptr is not None:
+        c = j * LANES + tl.arange(0, ROWS * LANES) % LANES
+        at = pos_weight_ptr + c * pos_weight_stride
+        pos_weight = tl.load(at, mask=c < C, other=0.0)[:, None]
+    pixel = sigmoid_pixel(x, t, IDS, PTX)
+    terms = (params[0], params[1], params[2], pos_weight, params[3])
+    weight = load_each(weights_ptr, j, C, ROWS, LANES)
+    if weights_ptr is not None:
+        weight = tl.reshape(weight, [ROWS, LANES])
+    values = ()
+    for k in tl.static_range(len(TERMS)):
+        value, _ = TERMS[k](pixel, terms, PTX)
+        values = values + (weight * tl.reshape(value, [ROWS, LANES]),)
+    return tl.reshape(pixel[4], [ROWS, LANES, WIDTH]), values
+
+
+@triton.jit
+def add_tile(
+    planes,
+    sums,
+    extremes,
+    xs,
+    target,
+    live,
+    weights_ptr,
+    vector_ptr,
+    vector_stride,
+    params,
+    TERMS: tl.constexpr,
+    BALANCED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    IDS: tl.constexpr,
+    C: tl.constexpr,
+    STEPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Add one tile to the planes (I, P, counts, and T of soft targets), sums and extremes.
+
+    The sums: the terms; the likeliest class's probability, and how often it is above 0.5; the same
+    of soft targets; how many pixels count; one that shows whether all that was read is finite.
+    The extremes: the largest probability, how far a soft target strays from 0.5.
+    """
+    NUM_POINT: tl.constexpr = len(TERMS)
+    largest = largest_of(xs, STEPS, LANES)
+    first = first_of(xs, largest, STEPS, LANES)
+    if IDS:
+        label = target
+        certain = tl.zeros_like(largest) + 1.0
+    else:
+        certain = largest_of(target, STEPS, LANES)
+        label = first_of(target, certain, STEPS, LANES)
+    first = tl.where(live, first, -2)
+    label = tl.where(live, label, -1)
+    count = 1 + tl.where(first == label, HIT_ONE, 0)
+
+    lanes = lanes_of(LANES)
+    values = ()
+    finite = tl.zeros_like(largest) + lanes * 0.0
+    new_i = ()
+    new_p = ()
+    new_n = ()
+    new_t = ()
+    stray = tl.zeros_like(largest)
+    if SOFTMAX:
+        es, total, r, log_total, shift, top = softmax(xs, largest, STEPS, LANES, PTX)
+        r = tl.where(live, r, 0.0)
+        best = r + r * shift
+        values, p_y = softmax_points(
+            xs, target, live, largest, es, total, r, log_total, top,
+            weights_ptr, vector_ptr, params,
+            TERMS, BALANCED, SMOOTHED, IDS, C, STEPS, ROWS, LANES, PTX,
+        )  # fmt: skip
+    else:
+        best = tl.where(live, reciprocal(1.0 + exp2(-largest * LOG2E, PTX), PTX), 0.0)
+        for _k in tl.static_range(NUM_POINT):
+            values = values + (tl.zeros([ROWS, LANES], tl.float32),)
+    for j in tl.static_range(STEPS):
+        c = j * LANES + lanes
+        if SOFTMAX:
+            p = es[j] * r
+        else:
+            if IDS:
+                t = tl.where(target == c, 1.0, 0.0)
+            else:
+                t = target[j]
+            p, added = sigmoid_step(
+                xs[j], t, live, j, weights_ptr, vector_ptr, vector_stride, params,
+                TERMS, IDS, C, ROWS, LANES, WIDTH, PTX,
+            )  # fmt: skip
+            together = ()
+            for k in tl.static_range(NUM_POINT):
+                together = together + (values[k] + added[k],)
+            values = together
+        if IDS:
+            overlap = tl.where(target == c, p_y if SOFTMAX else p, 0.0)
+        else:
+            overlap = p * target[j]
+            finite += target[j]
+            new_t = new_t + (planes[3 * STEPS + j] + tl.sum(target[j], 2),)
+            stray = tl.maximum(stray, tl.abs(target[j] - 0.5))
+        new_i = new_i + (planes[j] + tl.sum(overlap, 2),)
+        new_p = new_p + (planes[STEPS + j] + tl.sum(p, 2),)
+        counts = tl.where(label == c, count, 0) + tl.where(first == c, PREDICTED_ONE, 0)
+        new_n = new_n + (planes[2 * STEPS + j] + tl.sum(counts, 2),)
+        finite += xs[j] if (j + 1) * LANES <= C else tl.where(c < C, xs[j], 0.0)
+
+    added = values if SOFTMAX else ()
+    added = added + (best, tl.where(best > 0.5, 1.0, 0.0))
+    if not IDS:
+        certain = tl.where(live, certain, 0.0)
+        added = added + (certain, tl.where(certain > 0.5, 1.0, 0.0))
+    added = added + (tl.where(live, 1.0, 0.0), finite)
+    new = ()
+    if not SOFTMAX:
+        for k in tl.static_range(NUM_POINT):
+            new = new + (sums[k] + values[k],)
+    done: tl.constexpr = 0 if SOFTMAX else NUM_POINT
+    for k in tl.static_range(len(added)):
+        new = new + (sums[done + k] + tl.sum(added[k], 2),)
+    extremes = (
+        tl.maximum(extremes[0], tl.max(best, 2)),
+        tl.maximum(extremes[1], tl.max(stray, 2)),
+    )
+    return new_i + new_p + new_n + new_t, new, extremes
+
+
+@triton.jit
+def class_sums(values, ROWS: tl.constexpr, LANES: tl.constexpr, BLOCK_STEPS: tl.constexpr):
+    """Sums over the rows of one plane's steps, [LANES * BLOCK_STEPS]; lane first, then step."""
+    stacked = values
+    for _ in tl.static_range(BLOCK_STEPS - len(values)):
+        stacked = stacked + (tl.zeros([ROWS, LANES], tl.float32),)
+    for _ in tl.static_range(10):
+        if len(stacked) > 1:
+            stacked = join_halves(stacked)
+    return tl.reshape(tl.sum(stacked[0], 0), [LANES * BLOCK_STEPS])

@@ -1,0 +1,143 @@
+"""The multiclass kernels build for GPUs that are not there, without spills where it counts."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import triton
+from test_compile_only import BYTES, POINTERS, REGIONS, TARGETS, build
+
+from fastseg_losses.kernels import launch, multiclass_plan
+
+pytestmark = pytest.mark.compile_only
+
+N, P = 4, 1 << 14
+
+
+def make_plan(logits, targets, C, *, ptx, points=("ce",), regions=("dice",), **options):
+    """A plan of 4 samples of C classes; options replace its layout's and formula's fields."""
+    strides = options.pop("strides", (C * P, P, 1))
+    soft = "float" in targets
+    layout = launch.Layout(
+        *(N, C, P, strides, strides if soft else (P, 0, 1), strides),
+        valid=options.pop("valid", (0, 0)),
+        logits_bytes=BYTES[logits],
+        targets_bytes=BYTES[targets],
+        targets_kind="soft" if soft else "ids",
+        valid_kind=options.pop("valid_kind", "none"),
+        pos_weight_stride=0,
+    )
+    formula = launch.Formula(
+        points=points,
+        point_weights=(0.4, 0.2)[: len(points)],
+        region_weights=(0.4, 0.1)[: len(regions)],
+        region_params=tuple(REGIONS[name] for name in regions),
+        logs=(False, True)[: len(regions)],
+        term_params=(0.75, 0.25, 1.5, 0.1),
+        **{
+            "reduction": "mean",
+            "batch": False,
+            "skip_absent": False,
+            "ignore_index": None,
+            "softmax": True,
+            "balanced": (False,) * len(points),
+            "smoothed": (False,) * len(points),
+            **options,
+        },
+    )
+    return multiclass_plan.ClassPlan(layout, formula, launch.Device(132, ptx))
+
+
+def build_both(plan, logits, targets, target, *, weights=False):
+    shared = {
+        "table_ptr": "*fp32",
+        "logits_ptr": POINTERS[logits],
+        "targets_ptr": POINTERS[targets],
+        "valid_ptr": "*i1" if plan.layout.valid_kind != "none" else None,
+        "vector_ptr": "*fp32" if weights else None,
+    }
+    forward = {
+        **shared,
+        **dict.fromkeys(("loss_ptr", "stats_ptr", "workspace_ptr"), "*fp32"),
+        **dict.fromkeys(("counters_ptr", "alarm_ptr"), "*i32"),
+        "class_weights_ptr": "*fp32" if weights else None,
+    }
+    strides = dict.fromkeys(("dloss_stride_k", "dloss_stride_n", "dloss_stride_c"), "i32")
+    backward = {**shared, **strides, "dlogits_ptr": POINTERS[logits], "dloss_ptr": "*fp32"}
+    kernels = (
+        build(plan.forward_launch(), forward, target),
+        build(plan.backward_launch(), backward, target),
+    )
+    binary = "cubin" if target.backend == "cuda" else "hsaco"
+    for kernel in kernels:
+        assert len(kernel.asm[binary]) > 1000
+    return kernels
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "C"), [("float32", "int64", 19), ("bfloat16", "uint8", 150)]
+)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_builds(target, logits, targets, C):
+    plan = make_plan(logits, targets, C, ptx=target.startswith("sm"))
+    build_both(plan, logits, targets, TARGETS[target])
+
+
+VARIANTS = {
+    "masked-weighted-smoothed": {
+        **{"valid_kind": "pixel", "valid": (P, 1), "ignore_index": 255, "weights": True},
+        **{"points": ("ce", "focal"), "smoothed": (True, False), "balanced": (False, True)},
+    },
+    "sample-none-regions": {
+        **{"valid_kind": "sample", "valid": (1, 0), "reduction": "none", "first_class": 1},
+        **{"points": (), "regions": ("dice", "tversky")},
+    },
+    "batch-sum-skip-focal": {
+        **{"batch": True, "reduction": "sum", "skip_absent": True, "points": ("focal_squared",)},
+    },
+    "region-sums": {"points": (), "regions": (), "reduction": "sums"},
+    "soft": {"targets": "float32", "points": ("ce", "focal_squared")},
+    "against-the-rest": {"points": ("bce", "focal_squared"), "softmax": False},
+    "channels-last": {"strides": (19 * P, 1, 19)},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_every_variant_builds(target, variant):
+    options = dict(VARIANTS[variant])
+    targets = options.pop("targets", "uint8")
+    weights = options.pop("weights", False)
+    plan = make_plan("bfloat16", targets, 19, ptx=target.startswith("sm"), **options)
+    build_both(plan, "bfloat16", targets, TARGETS[target], weights=weights)
+
+
+def resources(kernel, path: Path) -> tuple[int, int]:
+    """Registers a thread and bytes spilled, as ptxas reports them."""
+    path.write_text(kernel.asm["ptx"])
+    folder = Path(triton.__file__).parent / "backends/nvidia/bin"
+    ptxas = max(folder.glob("ptxas*"))  # the newer one, if there are two
+    command = [str(ptxas), "-v", "--gpu-name=sm_90a", str(path), "-o", "/dev/null"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = re.search(r"Used (\d+) registers", printed)
+    spills = re.search(r"(\d+) bytes spill stores", printed)
+    assert registers and spills, printed
+    return int(registers[1]), int(spills[1])
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "C"),
+    [
+        ("float32", "int64", 19),
+        ("bfloat16", "uint8", 19),
+        ("float32", "uint8", 118),
+        ("bfloat16", "uint8", 150),
+    ],
+)
+def test_the_measured_cases_do_not_spill(logits, targets, C, tmp_path):
+    """All classes of a pixel, their sums and counts fit into a thread's registers."""
+    plan = make_plan(logits, targets, C, ptx=True)
+    for kernel in build_both(plan, logits, targets, TARGETS["sm_90"]):
+        registers, spilled = resources(kernel, tmp_path / "kernel.ptx")
+        assert spilled == 0 and registers <= plan.tile.registers
