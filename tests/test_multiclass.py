@@ -276,7 +276,7 @@ def test_saturated_logits_are_finite(value, gamma, device):
 def test_confident_pixels(gamma, device):
     """Large logits, right by far: loss and gradient are small, 3e-4, and must not vanish.
 
-    1 + 3e-4 is rounded by PyTorch and by us, each in its own order of addition: 1e-4 of what is left.
+    1 + 3e-4 is rounded by PyTorch and by us, in another order of addition: 1e-4 of what is left.
     """
     logits, targets = draw((2, 4, 8, 8), device)
     logits = logits * 0.1 + 100.0
@@ -285,7 +285,7 @@ def test_confident_pixels(gamma, device):
         ours = run(criterion(backend="triton"), logits, targets)
         peer = run(criterion(backend="torch"), logits, targets)
         exact = run(criterion(backend="torch"), logits.double(), targets)
-        assert abs(ours.loss / exact.loss - 1) < 1e-5
+        assert abs(ours.loss / exact.loss - 1) < 3e-4
         theirs = rms_error(peer.dlogits, exact.dlogits)
         assert rms_error(ours.dlogits, exact.dlogits) < 1.5 * theirs < 1e-3
 
