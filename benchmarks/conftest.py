@@ -21,6 +21,18 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LARGE = (32, 1, 1024, 1024)
 SHAPES = [(8, 1, 512, 512), LARGE, (4, 1, 128, 128), (2, 4, 96, 96, 96)]
 SMALL_SHAPES = [(2, 1, 64, 64), (1, 4, 16, 16, 16)]  # without a GPU the figures mean little
+# Multiclass, forward and backward: shape, logits, class ids.
+MULTICLASS = [
+    Case((8, 19, 512, 1024), "float32", "int64", True, ids=True),
+    Case((8, 19, 512, 1024), "bfloat16", "uint8", True, ids=True),
+    Case((1, 118, 128, 128, 128), "float32", "int64", True, ids=True),
+    Case((2, 118, 128, 128, 128), "float32", "uint8", True, ids=True),
+    Case((16, 150, 512, 512), "bfloat16", "uint8", True, ids=True),
+]
+SMALL_MULTICLASS = [
+    Case((2, 5, 64, 64), "float32", "int64", True, ids=True),
+    Case((1, 19, 16, 16, 16), "float32", "uint8", False, ids=True),
+]
 COMPILE_SECONDS = 120  # for a dozen rivals at once
 SINGLES = ["bce", "dice", "iou", "tversky", "focal"]
 
@@ -46,6 +58,8 @@ def compiled_cases() -> list[tuple[str, str, Case]]:
     for rival in ("smp", "monai"):
         chosen += [(rival, "combined", Case(LARGE, *p, True)) for p in COMPILED_PAIRS[::2]]
         chosen.append((rival, "combined", Case(SHAPES[0], "float32", "float32", True)))
+    for rival, cases in (("eager", MULTICLASS), ("smp", MULTICLASS[:3]), ("monai", MULTICLASS[:3])):
+        chosen += [(rival, "ce+dice", case) for case in cases]
     large = Case(LARGE, "float32", "float32", True)
     return chosen + [("eager", name, large) for name in SINGLES]
 
@@ -55,6 +69,11 @@ def dynamic_cases() -> list[tuple[str, str, Case]]:
     if DEVICE != "cuda":
         return []
     return [("eager", "combined", Case(LARGE, *p, True)) for p in COMPILED_PAIRS]
+
+
+def multiclass_cases() -> list[Case]:
+    """The multiclass problems."""
+    return MULTICLASS if DEVICE == "cuda" else SMALL_MULTICLASS
 
 
 def label_of(value: Any) -> str | None:

@@ -18,12 +18,13 @@ L2_BYTES = 64 << 20  # more than any L2 cache today's GPUs have for one kernel's
 
 
 class Case(NamedTuple):
-    """One problem: shape of the logits, dtypes, and whether the gradient is wanted."""
+    """One problem: shape of the logits, dtypes, whether the gradient is wanted; ids: multiclass."""
 
     shape: tuple[int, ...]
     logits: str
     targets: str
     backward: bool
+    ids: bool = False
 
     @property
     def label(self) -> str:
@@ -34,8 +35,12 @@ class Case(NamedTuple):
     @property
     def read_bytes(self) -> int:
         """Bytes of the inputs."""
-        size = getattr(torch, self.logits).itemsize + getattr(torch, self.targets).itemsize
-        return math.prod(self.shape) * size
+        size = math.prod(self.shape)
+        targets = size // self.shape[1] if self.ids else size
+        return (
+            size * getattr(torch, self.logits).itemsize
+            + targets * getattr(torch, self.targets).itemsize
+        )
 
     @property
     def moved_bytes(self) -> int:
@@ -47,13 +52,19 @@ class Case(NamedTuple):
 
 
 def mode_of(case: Case) -> str:
-    """The mode that a shape asks for."""
+    """The mode that a case asks for."""
+    if case.ids:
+        return "multiclass"
     return "binary" if case.shape[1] == 1 else "multilabel"
 
 
 def draw(case: Case, device: str) -> tuple[Tensor, Tensor]:
-    """Random logits and masks; a third of the pixels are foreground."""
-    logits = (torch.randn(case.shape, device=device) * 3).to(getattr(torch, case.logits))
+    """Random logits and masks, a third of the pixels foreground; or class ids."""
+    logits = torch.empty(case.shape, device=device, dtype=getattr(torch, case.logits)).normal_(0, 3)
+    if case.ids:
+        shape = (case.shape[0], *case.shape[2:])
+        ids = torch.randint(case.shape[1], shape, device=device, dtype=getattr(torch, case.targets))
+        return logits.requires_grad_(case.backward), ids
     masks = (torch.rand(case.shape, device=device) < 0.3).to(getattr(torch, case.targets))
     return logits.requires_grad_(case.backward), masks
 

@@ -9,11 +9,15 @@ from typing import Any
 
 Row = dict[str, Any]
 COLUMNS = ("GPU time", "wall time", "launches", "memory", "of copy bandwidth", "over the floor")
-PICTURED = (
-    ("32x1x1024x1024", "float32", "float32"),
-    ("32x1x1024x1024", "bfloat16", "uint8"),
-    ("8x1x512x512", "float32", "float32"),
+PICTURED = (  # loss, shape, logits, targets
+    ("combined", "32x1x1024x1024", "float32", "float32"),
+    ("combined", "32x1x1024x1024", "bfloat16", "uint8"),
+    ("combined", "8x1x512x512", "float32", "float32"),
+    ("ce+dice", "8x19x512x1024", "float32", "int64"),
+    ("ce+dice", "8x19x512x1024", "bfloat16", "uint8"),
+    ("ce+dice", "1x118x128x128x128", "float32", "int64"),
 )
+TITLES = {"combined": "BCE + Dice + focal", "ce+dice": "softmax, CE + Dice"}
 COLOURS = {"ours": "#0072b2"}
 
 
@@ -80,14 +84,14 @@ gradient, at the measured bandwidth of a device-to-device copy."""
 
 
 def write_picture(path: Path, machine: Row, rows: list[Row]) -> None:
-    """GPU time and memory of the combined loss, ours beside the peers."""
+    """GPU time and memory of the combinations, ours beside the peers."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     works = [
-        (work, [r for r in rows if group_of(r) == ("combined", *work, True) and "peak_mb" in r])
+        (work, [r for r in rows if group_of(r) == (*work, True) and "peak_mb" in r])
         for work in PICTURED
     ]
     works = [(work, members) for work, members in works if members]
@@ -107,8 +111,10 @@ def write_picture(path: Path, machine: Row, rows: list[Row]) -> None:
             axis.margins(x=0.15)
             axis.set_xlabel(label)
             axis.spines[["top", "right"]].set_visible(False)
-        pair[0].set_title(f"{work[0]}, {work[1]} logits, {work[2]} masks", loc="left", fontsize=10)
-    figure.suptitle(f"BCE + Dice + focal, forward and backward ({machine.get('device')})")
+        loss, shape, logits, targets = work
+        title = f"{TITLES[loss]}, {shape}, {logits} logits, {targets} targets"
+        pair[0].set_title(title, loc="left", fontsize=10)
+    figure.suptitle(f"Forward and backward, statistics included ({machine.get('device')})")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

@@ -56,7 +56,18 @@ def _combined(x: Tensor, t: Tensor) -> Tensor:
     return 0.4 * _bce(x, t) + 0.4 * _dice(x, t) + 0.2 * _focal(x, t)
 
 
+def _ce_dice(x: Tensor, y: Tensor) -> Tensor:
+    """Multiclass, without a one-hot tensor once it is compiled: the comparison is fused."""
+    space = tuple(range(MULTILABEL_DIMS, x.dim()))
+    p = torch.softmax(x, 1)
+    classes = torch.arange(x.shape[1], device=x.device).view(1, -1, *(1,) * len(space))
+    hit = y.long()[:, None] == classes
+    I, P, T = (p * hit).sum(space), p.sum(space), hit.sum(space)  # noqa: E741
+    return 0.5 * F.cross_entropy(x, y.long()) + 0.5 * (1 - (2 * I + 1) / (P + T + 1)).mean()
+
+
 HAND = {
+    "ce+dice": _ce_dice,
     "bce": _bce,
     "dice": _dice,
     "iou": _iou,
@@ -73,7 +84,10 @@ def hand(name: str) -> Loss:
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         return formula(logits.float(), targets.float())
 
-    return loss
+    def from_ids(logits: Tensor, targets: Tensor) -> Tensor:
+        return formula(logits.float(), targets)
+
+    return from_ids if name == "ce+dice" else loss
 
 
 # ---- the installed peers
@@ -81,6 +95,10 @@ def hand(name: str) -> Loss:
 
 def _smp(name: str, mode: str) -> Loss:
     smp = importlib.import_module("segmentation_models_pytorch").losses
+    if mode == "multiclass":
+        dice = smp.DiceLoss(mode, smooth=1.0)
+        both = {"ce+dice": lambda x, y: F.cross_entropy(x, y.long()) + dice(x, y.long())}
+        return _pick(name, both)
     singles = {
         "bce": smp.SoftBCEWithLogitsLoss(),
         "dice": smp.DiceLoss(mode, smooth=1.0),
@@ -93,6 +111,9 @@ def _smp(name: str, mode: str) -> Loss:
 
 def _monai(name: str, mode: str) -> Loss:
     monai = importlib.import_module("monai.losses")
+    if mode == "multiclass":
+        both = monai.DiceCELoss(to_onehot_y=True, softmax=True, smooth_nr=1.0, smooth_dr=1.0)
+        return _pick(name, {"ce+dice": lambda x, y: both(x, y[:, None].long())})
     shared = {"sigmoid": True, "smooth_nr": 1.0, "smooth_dr": 1.0}
     singles = {
         "dice": monai.DiceLoss(**shared),
@@ -109,6 +130,12 @@ def _torchvision(name: str, mode: str) -> Loss:
     return _with_floats(name, {"focal": lambda x, t: focal(x, t, reduction="mean")})
 
 
+def _pick(name: str, losses: dict[str, Loss]) -> Loss:
+    if name not in losses:
+        raise LookupError(f"it has no {name} loss")
+    return losses[name]
+
+
 def _with_floats(name: str, singles: dict[str, Loss]) -> Loss:
     """Masks as the peers take them; where there is no combination, the sum of the parts."""
     if name in singles:
@@ -122,7 +149,7 @@ def _with_floats(name: str, singles: dict[str, Loss]) -> Loss:
             return sum((weight * loss(x, t) for weight, loss in parts), x.new_zeros(()))
 
         return combined
-    raise LookupError(f"it has no {name} loss")
+    return _pick(name, singles)
 
 
 PEERS: dict[str, Callable[[str, str], Loss]] = {
@@ -144,7 +171,11 @@ def rival(which: str, name: str, mode: str) -> Loss:
 
 def ours(name: str, mode: str) -> Loss:
     """This library's module, with its statistics."""
-    criterion = get_loss_function(name, mode=mode)
+    if name == "ce+dice":
+        weights = {"bce_weight": 0.5, "dice_weight": 0.5, "focal_weight": 0.0}
+        criterion = get_loss_function("combined", mode=mode, **weights)
+    else:
+        criterion = get_loss_function(name, mode=mode)
     return lambda x, t: criterion(x, t, return_stats=True)[0]
 
 
