@@ -22,7 +22,7 @@ import torch
 from fastseg_losses import CombinedSegmentationLoss, plans
 from fastseg_losses.kernels.launch import Plan
 from fastseg_losses.kernels.tiles import ForwardTile, GradientTile
-from fastseg_losses.state import alarm_on
+from fastseg_losses.state import LONGEST_ROW, alarm_on
 
 COPY_BANDWIDTH = 3.0e12  # bytes/s, read + written, device to device on an H100
 
@@ -89,8 +89,8 @@ def forward_tensors(plan: Plan, logits: torch.Tensor, targets: torch.Tensor) -> 
     """What the forward launch takes."""
     device = logits.device
     scratch = torch.empty(plan.scratch_size, device=device)
-    counters = torch.zeros(1 + plan.groups, dtype=torch.int32, device=device)
-    loss, row = torch.empty((), device=device), torch.empty(64, device=device)
+    counters = torch.zeros(plan.num_counters, dtype=torch.int32, device=device)
+    loss, row = torch.empty((), device=device), torch.empty(LONGEST_ROW, device=device)
     alarm = alarm_on(device)
     return (loss, row, scratch, scratch, counters, alarm, logits, targets, None, None, None)
 
@@ -196,11 +196,12 @@ def tune(pair: str, shape: tuple[int, ...]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Tune, print, and write JSON under $OUT when that is set."""
+    """Tune, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="32x1x1024x1024")
     parser.add_argument("--pairs", nargs="+", default=list(FORWARD))
     parser.add_argument("--top", type=int, default=6, help="rows printed of each side")
+    parser.add_argument("--json", type=Path, help="where all figures go")
     options = parser.parse_args()
     shape = tuple(map(int, options.shape.split("x")))
     jobs = [(p, shape, t, True) for p in options.pairs for t in FORWARD[p]]
@@ -218,8 +219,8 @@ def main() -> None:
                 print(
                     f"{pair:18s} {side:9s} {row['us']:8.1f} us  {row['ratio']:.3f}  {row['tile']}"
                 )
-    if "OUT" in os.environ:
-        Path(os.environ["OUT"], f"tune-{options.shape}.json").write_text(json.dumps(results))
+    if options.json:
+        options.json.write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,12 @@ class ClassPlan(Plan):
     """One multiclass formula at one layout on one device."""
 
     def __init__(
-        self, layout: Layout, formula: Formula, device: Device, tile: ClassTile | None = None
+        self,
+        layout: Layout,
+        formula: Formula,
+        device: Device,
+        tile: ClassTile | None = None,
+        gradient_tile: ClassTile | None = None,
     ) -> None:
         self.layout, self.formula, self.device = layout, formula, device
         at, f = layout, formula
@@ -27,7 +32,8 @@ class ClassPlan(Plan):
             unit = unit and at.valid[1] == 1
             rows.append(at.valid[0])
         aligned = at.P % 16 == 0 and all(stride % 16 == 0 for stride in rows)
-        self.tile = tile or class_tile(at.C, at.logits_bytes, unit)
+        self.tile = tile or class_tile(at.C, unit)
+        self.gradient_tile = gradient_tile or class_tile(at.C, unit)
         planes = multiclass_rows.ID_PLANES if self.ids else multiclass_rows.SOFT_PLANES
         row = finalize.RECORD.value + planes.value * at.C
         self.splits = self._programs_per_sample(row)
@@ -41,7 +47,6 @@ class ClassPlan(Plan):
         per_group = (classes,) if f.batch else (at.N, classes)
         shapes = {"none": (at.N,) if f.points else per_group, "sums": (4, at.N, at.C)}
         self.loss_shape = shapes.get(f.reduction, ())
-        steps = -(-at.C // self.tile.lanes)
         self._shared = {
             "C": at.C,
             "SMOOTHED": f.smoothed,
@@ -53,10 +58,6 @@ class ClassPlan(Plan):
             "IDS": self.ids,
             "UNIT": unit,
             "ALIGNED": unit and aligned,
-            "ROWS": self.tile.rows,
-            "LANES": self.tile.lanes,
-            "WIDTH": self.tile.width,
-            "STEPS": steps,
             "PTX": device.ptx,
         }
         self.num_counters = 1 + at.N
@@ -93,7 +94,7 @@ class ClassPlan(Plan):
         columns += (finalize.MASS.value, finalize.PREDICTED.value)
         if not self.ids:
             columns += (finalize.TARGET.value, finalize.ACTUAL.value)
-        steps = self._shared["STEPS"]
+        shape = self._shape(self.tile)
         constexprs = {
             "TERMS": self._terms(),
             "BALANCED": f.balanced,
@@ -101,16 +102,17 @@ class ClassPlan(Plan):
             "LOGS": f.logs,
             "REDUCTION": f.reduction,
             "SKIP_ABSENT": f.skip_absent,
-            "BLOCK_STEPS": 1 << (steps - 1).bit_length(),
+            "BLOCK_STEPS": 1 << (shape["STEPS"] - 1).bit_length(),
             "BLOCK_C": 1 << (at.C - 1).bit_length(),
             **self._shared,
+            **shape,
         }
         options = self._options(self.tile)
         return Launch(_class_sums_kernel, self.programs, scalars, constexprs, options)
 
     def backward_launch(self) -> Launch:
         """The backward launch, without its tensors and the upstream gradient's strides."""
-        at, f, tile = self.layout, self.formula, self.tile
+        at, f, tile = self.layout, self.formula, self.gradient_tile
         scalars = (
             *(at.N, at.P, self.wave),
             *(*at.dlogits, *at.logits, *at.targets, *at.valid, at.pos_weight_stride),
@@ -125,9 +127,15 @@ class ClassPlan(Plan):
             "SUMS": sums,
             "PER_CLASS": sums or (f.reduction == "none" and not f.points),
             **self._shared,
+            **self._shape(tile),
         }
         programs = at.N * -(-at.P // (tile.rows * tile.width))
         return Launch(_class_gradient_kernel, programs, scalars, constexprs, self._options(tile))
+
+    def _shape(self, tile: ClassTile) -> dict[str, int]:
+        """A tile's constants."""
+        steps = -(-self.layout.C // tile.lanes)
+        return {"ROWS": tile.rows, "LANES": tile.lanes, "WIDTH": tile.width, "STEPS": steps}
 
     def _terms(self) -> tuple[Any, ...]:
         functions = terms.SOFTMAX if self.formula.softmax else terms.POINTWISE

@@ -115,7 +115,7 @@ class ClassTile(NamedTuple):
 CLASS_WORKSPACE_BYTES = 3 << 19
 
 
-def class_tile(C: int, logits_bytes: int, unit: bool) -> ClassTile:
+def class_tile(C: int, unit: bool) -> ClassTile:
     """Tile of the multiclass kernels; `unit`: a class's pixels lie next to each other.
 
     Up to 20 classes a thread, so that their logits and sums stay in registers, or with several
