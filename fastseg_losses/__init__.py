@@ -11,6 +11,7 @@ if not (
     __path__.append(str(_here.parent))
 
 if TYPE_CHECKING:
+    from fastseg_losses.base import SegmentationLoss
     from fastseg_losses.functional import region_sums
     from fastseg_losses.losses import (
         BCELoss,
@@ -33,6 +34,7 @@ __all__ = [
     "DiceLoss",
     "FocalLoss",
     "IoULoss",
+    "SegmentationLoss",
     "SegmentationSnapshot",
     "SegmentationStats",
     "TverskyLoss",
@@ -46,6 +48,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     homes = {
+        "SegmentationLoss": "base",
         "region_sums": "functional",
         "SegmentationSnapshot": "stats",
         "SegmentationStats": "stats",

@@ -180,11 +180,24 @@ class SegmentationLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The spec's fields that matter, for `print(criterion)`."""
-        terms = ", ".join(f"{t.weight:g} {t.name}" for t in self.spec.terms)
         spec = self.spec
-        return (
-            f"{terms}; mode={spec.mode!r}, reduction={spec.reduction!r}, backend={self.backend!r}"
-        )
+        terms = " + ".join(f"{t.weight:g} {t}" for t in spec.terms)
+        shown = {"mode": spec.mode, "reduction": spec.reduction, "backend": self.backend}
+        defaults = {
+            "ignore_index": None,
+            "include_background": True,
+            "batch": False,
+            "absent": "keep",
+            "activation": None,
+        }
+        for name, default in defaults.items():
+            if getattr(spec, name) != default:
+                shown[name] = getattr(spec, name)
+        texts = [f"{name}={value!r}" for name, value in shown.items()]
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                texts.append(f"{name} of {buffer.numel()}")
+        return f"{terms}; {', '.join(texts)}"
 
 
 def weight_vector(name: str, values: Weights) -> Tensor | None:

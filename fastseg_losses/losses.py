@@ -299,7 +299,7 @@ def get_loss_function(name: str, **arguments: Any) -> SegmentationLoss:
 
     Example:
         >>> get_loss_function("dice", smooth=1.0)
-        DiceLoss(1 dice; mode='binary', reduction='mean', backend='auto')
+        DiceLoss(1 dice(smooth=1); mode='binary', reduction='mean', backend='auto')
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a string, got {name!r}")

@@ -33,6 +33,12 @@ class PointTerm:
     alpha: float | None = None
     gamma: float = 0.0
 
+    def __str__(self) -> str:
+        """The name and what it depends on."""
+        smoothing = f"label_smoothing={self.label_smoothing:g}" if self.label_smoothing else ""
+        details = f"alpha={self.alpha}, gamma={self.gamma:g}" if self.name == "focal" else smoothing
+        return f"{self.name}({details})" if details else self.name
+
 
 @dataclass(frozen=True)
 class RegionTerm:
@@ -49,6 +55,14 @@ class RegionTerm:
     smooth: float
     gamma: float = 1.0
     log_loss: bool = False
+
+    def __str__(self) -> str:
+        """The name and what it depends on, in the words of the public classes."""
+        smooth = self.smooth * 2 if self.name == "dice" else self.smooth
+        details = f"smooth={smooth:g}"
+        if self.name == "tversky":
+            details = f"alpha={self.alpha:g}, beta={self.beta:g}, {details}, gamma={self.gamma:g}"
+        return f"{self.name}({details}{', log_loss=True' if self.log_loss else ''})"
 
 
 @dataclass(frozen=True)

@@ -245,8 +245,13 @@ def test_copies_compute_the_same(row):
 
 def test_repr():
     criterion = CombinedSegmentationLoss(iou_weight=0.25, mode="multilabel", reduction="sum")
-    expected = "0.4 bce, 0.2 focal, 0.4 dice, 0.25 iou; mode='multilabel', reduction='sum'"
-    assert repr(criterion) == f"CombinedSegmentationLoss({expected}, backend='auto')"
+    terms = "0.4 bce + 0.2 focal(alpha=0.25, gamma=2) + 0.4 dice(smooth=1) + 0.25 iou(smooth=1)"
+    rest = "mode='multilabel', reduction='sum', backend='auto'"
+    assert repr(criterion) == f"CombinedSegmentationLoss({terms}; {rest})"
+    criterion = TverskyLoss(0.5, 0.5, mode="multiclass", ignore_index=255, class_weights=[1, 2])
+    text = repr(criterion)
+    assert "1 tversky(alpha=0.5, beta=0.5, smooth=1, gamma=1); mode='multiclass'" in text
+    assert "ignore_index=255, class_weights of 2)" in text
 
 
 # ---- calls

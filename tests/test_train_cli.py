@@ -8,21 +8,28 @@ from pathlib import Path
 import pytest
 from training.index_files import write_index
 
-TRAIN = Path(__file__).parents[1] / "train.py"
+ROOT = Path(__file__).parents[1]
 
-BLOCK_TORCH = """
+WITHOUT = """
 import runpy, sys
-sys.modules["torch"] = None  # an import of torch fails
-sys.argv = ["train.py", "--help"]
-runpy.run_path({path!r}, run_name="__main__")
+sys.modules.update(dict.fromkeys({modules!r}))  # an import of these fails
+sys.argv = {argv!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+def run_without(modules: list[str], *argv: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script where some modules are not installed."""
+    code = WITHOUT.format(modules=modules, argv=[str(ROOT / argv[0]), *argv[1:]])
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
 def train(*options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     # One thread: beside a parallel test run, two per process are slower than one.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(cwd)}
     return subprocess.run(
-        [sys.executable, str(TRAIN), *options],
+        [sys.executable, str(ROOT / "train.py"), *options],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -76,29 +83,35 @@ def test_nothing_to_learn_from_is_refused_with_its_own_code(tmp_path: Path) -> N
     [
         (("--data", "missing.parquet"), "missing.parquet: no such file"),
         (("--mode", "multiclass", "--loss", "bce"), "in mode multiclass, got 'bce'"),
-        (("--num-classes", "3"), "num_classes: expected mode multiclass beside it, got 3"),
-        (("--lr", "-1"), "lr: expected a finite number above 0, got -1.0"),
-        (("--model", "nowhere_at_all:make"), "no module 'nowhere_at_all'"),
+        (("--num-classes", "3"), "--num-classes: expected mode multiclass beside it, got 3"),
+        (("--lr", "-1"), "--lr: expected a finite number above 0, got -1.0"),
+        (("--model", "nowhere_at_all:make"), "--model: no module 'nowhere_at_all'"),
+        (("--dice-weight", "-1"), "--dice-weight: expected a finite number of at least 0"),
+        (("--image-sizes", "64"), "unknown argument --image-sizes; did you mean --image-size?"),
+        (("--output-dir", "a_file/x"), "--output-dir: cannot make the folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(
     options: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "a_file").touch()
     result = train(*options, cwd=tmp_path)
     assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert message in line
     assert not (tmp_path / "runs").exists()
 
 
-def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
-    code = BLOCK_TORCH.format(path=str(TRAIN))
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=TRAIN.parent,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+@pytest.mark.parametrize("argv", [["train.py"], ["debug_masks.py", "any.parquet"]])
+def test_without_the_extra_the_missing_packages_are_named(argv: list[str]) -> None:
+    result = run_without(["PIL", "pyarrow"], *argv)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{argv[0]}: error: the trainer needs pillow, pyarrow: ")
+    assert "pip install '.[train]'" in line
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    result = run_without(["torch"], "train.py", "--help")
     assert result.returncode == 0, result.stderr
     assert "--on-collapse" in result.stdout and "exit codes" in result.stdout
