@@ -139,9 +139,24 @@ def test_errors():
     logits, targets = draw((2, 3, 4), torch.device("cpu"))
     with pytest.raises(ValueError, match="^mode: expected one of .*got 'rgb'"):
         region_sums(logits, targets, mode="rgb")
-    with pytest.raises(NotImplementedError, match="mode='multiclass'"):
-        region_sums(logits, targets, mode="multiclass")
+    with pytest.raises(ValueError, match="^activation: expected None or 'sigmoid'"):
+        region_sums(logits, targets, activation="softmax")
     with pytest.raises(TypeError, match="^ignore_index: expected an int or None, got 1.5"):
         region_sums(logits, targets, ignore_index=1.5)
     with pytest.raises(ValueError, match=r"^targets: expected the logits' shape \(2, 3, 4\)"):
         region_sums(logits, targets[..., 1:], backend="torch")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_compiled_fullgraph(backend, device):
+    torch._dynamo.reset()
+    step = torch.compile(
+        lambda x, t: region_sums(x, t, ignore_index=7, backend=backend),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    logits, targets = draw((2, 1, 5, 6), device)
+    expected = region_sums(logits, targets, ignore_index=7, backend=backend)
+    for ours, theirs in zip(step(logits, targets), expected, strict=True):
+        assert_close(ours, theirs)
