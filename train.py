@@ -2,12 +2,18 @@
 
 import sys
 
-from fastseg_losses.training.config import parse_args
+from fastseg_losses.training.command_line import parse_args
+from fastseg_losses.training.exit_codes import EXIT_BAD_INPUT
+from fastseg_losses.training.extras import missing_extras
 
 
 def main() -> int:
     """Read the command line, then load torch and train."""
     config = parse_args()
+    missing = missing_extras(tensorboard=config.tensorboard)
+    if missing is not None:
+        print(f"train.py: error: {missing}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     from fastseg_losses.training.launch import launch
 
     return launch(config)

@@ -82,21 +82,24 @@ class LossSpec:
     batch: bool = False
     absent: str = "keep"
     activation: str | None = None
+    # Fields and not properties: torch.compile cannot call a property of a spec that it made.
+    softmax: bool = field(init=False, compare=False, repr=False)
     term_names: tuple[str, ...] = field(init=False, compare=False, repr=False)
     key: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Fill in `term_names`, the statistics' order, and `key`, the operators' text form."""
+        """Fill in what follows from the rest.
+
+        `softmax`: the classes share one, else each has a sigmoid of its own; `term_names`, in the
+        statistics' order; `key`, the operators' text form.
+        """
         fields = {f.name: getattr(self, f.name) for f in dataclass_fields(self) if f.init}
         fields["points"] = [asdict(term) for term in self.points]
         fields["regions"] = [asdict(term) for term in self.regions]
         object.__setattr__(self, "key", json.dumps(fields, sort_keys=True))
+        softmax = self.mode == "multiclass" and self.activation is None
+        object.__setattr__(self, "softmax", softmax)
         object.__setattr__(self, "term_names", tuple(term.name for term in self.terms))
-
-    @property
-    def softmax(self) -> bool:
-        """Whether the classes share a softmax; else each has a sigmoid of its own."""
-        return self.mode == "multiclass" and self.activation is None
 
     @property
     def terms(self) -> tuple[PointTerm | RegionTerm, ...]:

@@ -111,6 +111,12 @@ def test_without_the_extra_the_missing_packages_are_named(argv: list[str]) -> No
     assert "pip install '.[train]'" in line
 
 
+def test_tensorboard_is_needed_only_if_asked_for() -> None:
+    result = run_without(["tensorboard"], "train.py", "--tensorboard")
+    assert result.returncode == 2
+    assert "the trainer needs tensorboard: " in result.stderr
+
+
 def test_help_does_not_wait_for_torch() -> None:
     result = run_without(["torch"], "train.py", "--help")
     assert result.returncode == 0, result.stderr

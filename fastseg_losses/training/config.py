@@ -1,13 +1,12 @@
-"""What a training run is: one frozen dataclass, its command line and its JSON form.
+"""What a training run is: one frozen dataclass and its JSON form.
 
 The fields of :class:`TrainConfig` are the single list of options. The command line is generated
-from them, so that a new option is one field and nothing else. Nothing here imports torch:
-``train.py --help`` has to answer at once.
+from them (`command_line`), so that a new option is one field and nothing else. Nothing here imports
+torch: ``train.py --help`` has to answer at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -15,7 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-LOSSES = ("combined", "bce", "dice", "iou", "tversky", "focal")
+from fastseg_losses.training.labels import MODES, Labels, default_ignore_index, labels_for
+
+LOSSES = ("combined", "bce", "ce", "dice", "iou", "tversky", "focal")
+# The same loss in each mode, under the name that it has there.
+OTHER_MODE_LOSS = {"binary": "ce", "multiclass": "bce"}
 
 # The weights of the combined loss where none is given.
 COMBINED_WEIGHTS: dict[str, float] = {
@@ -33,22 +36,9 @@ SYNTHETIC_DEFAULTS: dict[str, Any] = {
     "lr": 2e-3,
     "num_workers": 0,
 }
-
-EXIT_OK = 0
-EXIT_BAD_INPUT = 2
-EXIT_REFUSED = 3
-EXIT_COLLAPSED = 4
-EXIT_NON_FINITE = 5
-EXIT_INTERRUPTED = 130
-
-EPILOG = f"""\
-exit codes: {EXIT_OK} finished; {EXIT_BAD_INPUT} wrong option or unreadable input;
-{EXIT_REFUSED} refused, no annotated training row has foreground; {EXIT_COLLAPSED} stopped by
---on-collapse stop; {EXIT_NON_FINITE} NaN or Inf; {EXIT_INTERRUPTED} Ctrl-C (last.pt is saved).
-
-Without --data an embedded synthetic set is generated and trained on, with its own defaults:
-{", ".join(f"--{name.replace('_', '-')} {value}" for name, value in SYNTHETIC_DEFAULTS.items())}.
-"""
+# What the synthetic set's multiclass variant holds.
+SYNTHETIC_CLASSES = 5
+SYNTHETIC_IGNORED = 255
 
 
 def _option(
@@ -92,7 +82,8 @@ class TrainConfig:
     val_fraction: float = _option(
         "data",
         0.2,
-        "share of the rows drawn for validation where the index has no split column",
+        "share of the annotated rows drawn for validation where the index has no split column, "
+        "above 0 and below 1",
         parse=float,
     )
     keep_unannotated: bool = _option(
@@ -104,7 +95,8 @@ class TrainConfig:
     allow_no_foreground: bool = _option(
         "data",
         False,
-        "train even if no annotated training row has foreground (refused by default)",
+        "train even if there is nothing to learn from: no annotated training row has foreground, "
+        "or all show one class (refused by default)",
         parse=bool,
     )
     allow_outside: bool = _option(
@@ -113,11 +105,44 @@ class TrainConfig:
         "let paths in the index point outside the index's own folder",
         parse=bool,
     )
+    mode: str = _option(
+        "data",
+        "binary",
+        "binary: foreground or not; multiclass: masks hold class ids",
+        choices=MODES,
+    )
+    num_classes: int | None = _option(
+        "data",
+        None,
+        "number of classes, with --mode multiclass: masks hold the ids 0 to N - 1, and class 0 "
+        f"need not be a background; the synthetic set has {SYNTHETIC_CLASSES}",
+        parse=int,
+    )
+    ignore_index: int | None = _option(
+        "data",
+        None,
+        "mask value whose pixels count for nothing, with --mode multiclass (default: 255, or 65535 "
+        "with more than 255 classes)",
+        parse=int,
+    )
     image_size: int = _option(
         "data", 256, "images are resized to SIZE x SIZE", parse=int, metavar="SIZE"
     )
+    image_bits: int | None = _option(
+        "data",
+        None,
+        "bits that 16-bit grey images use, 8 to 16 (default: the fewest of 8, 10, 12, 14, 16 that "
+        "hold the set's largest value)",
+        parse=int,
+    )
+    no_flips: bool = _option("data", False, "no random flips of the training images", parse=bool)
     num_workers: int = _option("data", 2, "loader processes; 0 loads in the main one", parse=int)
-    loss: str = _option("loss", "combined", "the training loss", choices=LOSSES)
+    loss: str = _option(
+        "loss",
+        "combined",
+        "the training loss; bce is for --mode binary, ce (cross-entropy) for --mode multiclass",
+        choices=LOSSES,
+    )
     bce_weight: float | None = _option("loss", None, "weight in --loss combined", parse=float)
     dice_weight: float | None = _option("loss", None, "weight in --loss combined", parse=float)
     focal_weight: float | None = _option("loss", None, "weight in --loss combined", parse=float)
@@ -127,7 +152,8 @@ class TrainConfig:
         "training",
         None,
         "your own net: a callable without arguments that returns a torch.nn.Module mapping "
-        "(N, 3, H, W) to logits (N, 1, H, W); default: the built-in LightweightUNet",
+        "(N, 3, H, W) to logits (N, 1, H, W), multiclass (N, C, H, W); default: the built-in "
+        "LightweightUNet",
         metavar="MODULE:FACTORY",
     )
     epochs: int = _option("training", 50, "passes over the training rows", parse=int)
@@ -146,6 +172,9 @@ class TrainConfig:
         None,
         "the run's folder, which must not hold anything yet; default: a fresh runs/train-NNN",
         metavar="DIR",
+    )
+    tensorboard: bool = _option(
+        "run", False, "write each epoch's metrics for TensorBoard too", parse=bool
     )
     check_every: int = _option(
         "run", 50, "batches between two checks of the collapse monitor", parse=int
@@ -175,11 +204,23 @@ class TrainConfig:
             math.isfinite(self.weight_decay) and self.weight_decay >= 0,
             "a finite number of at least 0",
         )
-        _check(self, "val_fraction", 0 < self.val_fraction < 1, "a number between 0 and 1")
-        _check(self, "loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
+        fraction = self.val_fraction
+        _check(self, "val_fraction", 0 < fraction < 1, "a number above 0 and below 1")
+        bits = self.image_bits
+        _check(self, "image_bits", bits is None or 8 <= bits <= 16, "a whole number from 8 to 16")
+        _check(self, "mode", self.mode in MODES, f"one of {', '.join(MODES)}")
+        names = [name for name in LOSSES if name != OTHER_MODE_LOSS[self.mode]]
+        _check(self, "loss", self.loss in names, f"one of {', '.join(names)} in mode {self.mode}")
         _check(self, "on_collapse", self.on_collapse in ("warn", "stop"), "warn or stop")
         _check(self, "val", self.val is None or self.data is not None, "--data beside --val")
         self._check_weights()
+        if self.labels is not None and self.data is None:
+            for name, value in (
+                ("num_classes", SYNTHETIC_CLASSES),
+                ("ignore_index", SYNTHETIC_IGNORED),
+            ):
+                good = getattr(self, name) in (value, None)
+                _check(self, name, good, f"{value} without --data, as in the synthetic set")
 
     def _check_weights(self) -> None:
         weights = {name: getattr(self, name) for name in COMBINED_WEIGHTS}
@@ -190,11 +231,21 @@ class TrainConfig:
         for name, value in weights.items():
             good = value is None or (math.isfinite(value) and value >= 0)
             _check(self, name, good, "a finite number of at least 0")
-        if not any(self.loss_arguments().values()):
+        if not any(self.weights().values()):
             raise ValueError("bce_weight and the other weights: expected one above 0, got all 0")
 
-    def loss_arguments(self) -> dict[str, float]:
-        """Keyword arguments for ``get_loss_function(config.loss, ...)``."""
+    @property
+    def labels(self) -> Labels | None:
+        """What the masks' values mean; None in binary mode."""
+        return labels_for(self.mode, self.num_classes, self.ignore_index)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the net's logits."""
+        return 1 if self.labels is None else self.labels.num_classes
+
+    def weights(self) -> dict[str, float]:
+        """The weights of the combined loss; none for any other."""
         if self.loss != "combined":
             return {}
         given = {name: getattr(self, name) for name in COMBINED_WEIGHTS}
@@ -202,6 +253,13 @@ class TrainConfig:
             name: COMBINED_WEIGHTS[name] if value is None else value
             for name, value in given.items()
         }
+
+    def loss_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for ``get_loss_function(config.loss, ...)``."""
+        labels = self.labels
+        if labels is None:
+            return self.weights()
+        return self.weights() | {"mode": "multiclass", "ignore_index": labels.ignore_index}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -245,54 +303,12 @@ def resolve(given: Mapping[str, Any]) -> TrainConfig:
     values = dict(given)
     if values.get("data") is None:
         values = SYNTHETIC_DEFAULTS | values
+    if values.get("mode") == "multiclass":
+        if values.get("num_classes") is None and values.get("data") is None:
+            values["num_classes"] = SYNTHETIC_CLASSES
+        if values.get("num_classes") is not None and values.get("ignore_index") is None:
+            values["ignore_index"] = default_ignore_index(values["num_classes"])
     if values.get("loss", "combined") == "combined":
         missing = {n: w for n, w in COMBINED_WEIGHTS.items() if values.get(n) is None}
         values |= missing
     return TrainConfig.from_dict(values)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of ``train.py``, made from the fields of :class:`TrainConfig`."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Train a segmentation net through the fused losses, and watch it learn.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # An abbreviation that works today becomes ambiguous with tomorrow's option.
-        allow_abbrev=False,
-    )
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for field in dataclasses.fields(TrainConfig):
-        meta = field.metadata
-        title = meta["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        group = groups[title]
-        default = COMBINED_WEIGHTS.get(field.name, field.default)
-        flag = "--" + field.name.replace("_", "-")
-        # SUPPRESS: only what the user typed reaches resolve(), which knows the defaults.
-        if meta["parse"] is bool:
-            group.add_argument(
-                flag, action="store_true", default=argparse.SUPPRESS, help=meta["help"]
-            )
-            continue
-        shown = meta["help"] if default is None else f"{meta['help']} (default: {default})"
-        group.add_argument(
-            flag,
-            type=meta["parse"],
-            choices=meta["choices"],
-            metavar=meta["metavar"] or (None if meta["choices"] else "N"),
-            default=argparse.SUPPRESS,
-            help=shown,
-        )
-    return parser
-
-
-def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
-    """Read the command line; wrong options end the process with code 2 and a usage line."""
-    parser = build_parser()
-    given = vars(parser.parse_args(argv))
-    try:
-        return resolve(given)
-    except ValueError as error:
-        parser.error(str(error))

@@ -49,12 +49,14 @@ class Splits:
         val: The rows to validate on: annotated ones, always. May be empty.
         train_all: Every row of the training side, for the census.
         val_all: Every row of the validation side, for the census.
+        left_out: Which rows belong to neither side, and why, in words.
     """
 
     train: Split
     val: Split
     train_all: Split
     val_all: Split
+    left_out: tuple[str, ...] = ()
 
 
 def open_index(
@@ -86,12 +88,20 @@ def open_index(
         ValueError: `val_fraction` or `seed` is out of range.
     """
     if not 0.0 < val_fraction < 1.0:
-        raise ValueError(f"val_fraction: expected a number between 0 and 1, got {val_fraction!r}")
+        raise ValueError(
+            f"val_fraction: expected a number above 0 and below 1, got {val_fraction!r}"
+        )
     check_int("seed", seed, minimum=0)
     index = IndexTable(path, allow_outside=allow_outside)
     val_index = index
     if val_path is not None:
         val_index = IndexTable(val_path, allow_outside=allow_outside)
+    left_out: tuple[str, ...] = ()
+    if val_path is not None:
+        left_out = (
+            *_left_out(index, "val", "training"),
+            *_left_out(val_index, "train", "validation"),
+        )
     if val_path is not None or index.split is not None:
         train = _rows_not_marked(index, "val")
         val = _rows_not_marked(val_index, "train")
@@ -106,6 +116,7 @@ def open_index(
         val=Split(val_index, _annotated(val_index, val)),
         train_all=Split(index, train),
         val_all=Split(val_index, val),
+        left_out=left_out,
     )
 
 
@@ -225,6 +236,17 @@ def _rows_not_marked(index: IndexTable, other: str) -> tuple[int, ...]:
             "would be empty"
         )
     return rows
+
+
+def _left_out(index: IndexTable, other: str, side: str) -> tuple[str, ...]:
+    """What the split column of an index keeps out of a side that has a file of its own."""
+    count = 0 if index.split is None else index.split.count(other)
+    if not count:
+        return ()
+    return (
+        f"{index.path}: {count} of {len(index)} rows are left out of {side}, because its column "
+        f"'split' marks them {other!r}; with two files, each is for one side only",
+    )
 
 
 def _annotated(index: IndexTable, rows: Sequence[int]) -> tuple[int, ...]:

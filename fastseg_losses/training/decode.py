@@ -4,7 +4,9 @@ import io
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
+
+from fastseg_losses.training.labels import Labels
 
 FORMATS = ("PNG", "JPEG")
 
@@ -15,6 +17,9 @@ MAX_PIXELS = 64 * 2**20
 # How Pillow names a 16-bit grey PNG ("I" in its older versions).
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I")
 
+# Pillow spreads grey PNGs of few bits over 0 to 255; this undoes it.
+_GREY_STEP = {"L;2": 85, "L;4": 17}
+
 # EXIF orientations 5 to 8 turn the picture by 90 degrees, so width and height change places.
 _ORIENTATION_TAG = 0x0112
 _TURNED = (5, 6, 7, 8)
@@ -24,7 +29,9 @@ class DataError(ValueError):
     """Something is wrong with the user's data; the message names file, row and column."""
 
 
-def open_picture(encoded: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(
+    encoded: bytes, where: str, *, max_pixels: int = MAX_PIXELS
+) -> ImageFile.ImageFile:
     """Reads the header of a PNG or JPEG and checks its size; no pixel is decoded yet.
 
     Args:
@@ -65,29 +72,55 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
     return picture.size
 
 
-def image_pixels(picture: Image.Image, where: str) -> Image.Image:
-    """Decodes an image into mode "L" (grey) or "RGB", upright.
+def is_deep(picture: Image.Image) -> bool:
+    """Whether a picture is a 16-bit grey one."""
+    return picture.mode in SIXTEEN_BITS
 
-    Grey stays one channel, so that everything after this costs a third; it becomes RGB when the
-    sample is made. A 16-bit grey PNG is scaled from 0..65535 to 0..255 (Pillow's own conversion
-    would clip it at 255). Transparency is dropped, a palette is resolved.
+
+def largest_value(picture: Image.Image, where: str) -> int:
+    """The largest value of a 16-bit grey picture.
 
     Raises:
         DataError: The pixels cannot be decoded.
     """
+    return int(np.asarray(_loaded(picture, where)).max())
+
+
+def image_pixels(picture: Image.Image, where: str, *, bits: int = 16) -> Image.Image:
+    """Decodes an image into mode "L" (grey) or "RGB", upright.
+
+    Grey stays one channel, so that everything after this costs a third; it becomes RGB when the
+    sample is made. A 16-bit grey PNG is scaled to 0..255 (Pillow's own conversion would clip it at
+    255). Transparency is dropped, a palette is resolved.
+
+    Args:
+        picture: What `open_picture` returned.
+        where: Which cell this is; the start of every error message.
+        bits: How many of its 16 bits a 16-bit grey PNG uses: 12 scale 0..4095.
+
+    Raises:
+        DataError: The pixels cannot be decoded, or a 16-bit one holds a value of more bits.
+    """
     picture = _loaded(picture, where)
-    if picture.mode in SIXTEEN_BITS:
-        scaled = np.asarray(picture).astype(np.float32) / 257.0
-        return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    if is_deep(picture):
+        values = np.asarray(picture)
+        top = 2**bits - 1
+        if values.max() > top:
+            raise DataError(
+                f"{where}: expected 16-bit values up to {top} ({bits} bits), got {values.max()}; "
+                "raise image_bits"
+            )
+        return Image.fromarray(np.rint(values.astype(np.float32) / (top / 255)).astype(np.uint8))
     if picture.mode in ("1", "L", "LA"):
         return picture.convert("L")
     return picture.convert("RGB")
 
 
 def mask_values(picture: Image.Image, where: str) -> npt.NDArray[np.uint8 | np.uint16]:
-    """Decodes a mask into its stored values (H, W), not yet mapped to 0 and 1.
+    """Decodes a mask into its values (H, W), not yet mapped to 0 and 1 or checked as class ids.
 
-    A palette PNG gives the palette's indices, not its colours.
+    A palette PNG gives the palette's indices, not its colours. A grey PNG of 2 or 4 bits gives
+    values spread over 0 to 255, as an image would; `class_values` gives them as stored.
 
     Raises:
         DataError: The pixels cannot be decoded, or have more than one channel.
@@ -95,7 +128,7 @@ def mask_values(picture: Image.Image, where: str) -> npt.NDArray[np.uint8 | np.u
     picture = _loaded(picture, where)
     if picture.mode in ("1", "L", "P"):
         return np.asarray(picture).astype(np.uint8)
-    if picture.mode in SIXTEEN_BITS:
+    if is_deep(picture):
         return np.asarray(picture).astype(np.uint16)
     raise DataError(
         f"{where}: expected a mask of one channel (grey, palette or 1 bit), got Pillow mode "
@@ -126,6 +159,43 @@ def binary_mask(
         f"{where}: expected the mask values 0 and 1, or 0 and 255, got "
         f"{describe_values(np.unique(values).tolist())}{hint}"
     )
+
+
+def class_values(picture: ImageFile.ImageFile, where: str) -> npt.NDArray[np.uint8 | np.uint16]:
+    """Decodes a mask into the class ids that are stored in it (H, W), not yet checked.
+
+    Args:
+        picture: What `open_picture` returned, its pixels not decoded yet.
+        where: Which cell this is; the start of the error message.
+
+    Raises:
+        DataError: As `mask_values`; or the mask is a JPEG, whose compression turns ids into others.
+    """
+    if picture.format == "JPEG":
+        raise DataError(f"{where}: expected class ids in a PNG, got a JPEG, which changes the ids")
+    tiles = picture.tile
+    step = _GREY_STEP.get(str(tiles[0].args), 1) if tiles else 1
+    return mask_values(picture, where) // step
+
+
+def class_mask(
+    values: npt.NDArray[np.uint8 | np.uint16], where: str, labels: Labels
+) -> npt.NDArray[np.uint8 | np.int32]:
+    """Checks that a mask holds nothing but class ids and the ignored value.
+
+    Args:
+        values: What `class_values` returned.
+        where: Which cell this is; the start of the error message.
+        labels: What the values mean.
+
+    Raises:
+        DataError: Any other value.
+    """
+    if bool(np.any((values >= labels.num_classes) & (values != labels.ignore_index))):
+        found = describe_values(np.unique(values).tolist())
+        raise DataError(f"{where}: expected {labels.accepted}, got {found}")
+    mask: npt.NDArray[np.uint8 | np.int32] = values.astype(labels.dtype, copy=False)
+    return mask
 
 
 def check_same_size(mask: tuple[int, int], image: tuple[int, int], where: str) -> None:

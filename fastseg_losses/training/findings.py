@@ -1,4 +1,4 @@
-"""What the collapse monitor says: causes, evidence and advice in words."""
+"""What the collapse monitor says: causes, and in binary mode the advice, in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastseg_losses.training.judgement import EMPTY_SHARE, FAINT_RATIO, is_silent
+from fastseg_losses.training.judgement import (
+    EMPTY_SHARE,
+    FAINT_RATIO,
+    MISSED_CHECKS,
+    MISSED_RECALL,
+    MISSED_WITHIN,
+    is_silent,
+)
+from fastseg_losses.training.score_watch import ScoreWatch
 from fastseg_losses.training.tally import Tally
 
 
@@ -15,10 +23,15 @@ class Cause(enum.Enum):
 
     NO_FOREGROUND = "no foreground in the targets"
     NOT_PREDICTED = "foreground is there but not predicted"
+    MOSTLY_MISSED = "most of the foreground is missed"
     UNDRAWN_MASKS = "empty masks look undrawn"
     ALL_FOREGROUND = "everything is predicted as foreground"
+    ONE_CLASS = "one class swallows the others"
+    CLASS_MISSING = "a class is never predicted"
+    RARE_CLASS_MISSING = "a rare class is not predicted yet"
     NON_FINITE = "NaN or Inf"
     BAD_TARGETS = "targets outside [0, 1]"
+    VALIDATION_FELL = "the validation score fell far below its best"
     RECOVERED = "recovered"
 
 
@@ -36,10 +49,22 @@ class Finding:
     step: int
     message: str
 
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.message}"
+
     @property
     def is_collapse(self) -> bool:
-        """Whether ``--on-collapse stop`` applies; a question and a recovery never stop a run."""
-        return self.cause not in (Cause.RECOVERED, Cause.UNDRAWN_MASKS)
+        """Whether ``--on-collapse stop`` applies.
+
+        A question and a recovery never stop a run, nor does a validation score alone, which falls
+        by overfitting too.
+        """
+        return self.cause not in (
+            Cause.RECOVERED,
+            Cause.UNDRAWN_MASKS,
+            Cause.RARE_CLASS_MISSING,
+            Cause.VALIDATION_FELL,
+        )
 
     @property
     def is_fatal(self) -> bool:
@@ -69,7 +94,17 @@ class Context:
         return self.empty_rows / self.annotated_rows if self.annotated_rows else 0.0
 
 
-def _empty_question(context: Context) -> str:
+_OPTIMISATION = (
+    "Likely optimisation: first try to overfit a few batches (an index of a few rows that have "
+    "foreground; if even that fails, it is the masks or the code), then check the learning "
+    "rate and the mask values (debug_masks.py), and only then suspect imbalance and the loss."
+)
+
+
+def empty_question(context: Context) -> str:
+    """The question about empty masks; nothing where they are too few to matter."""
+    if context.empty_share < EMPTY_SHARE:
+        return ""
     return (
         f"{context.empty_rows} of {context.annotated_rows} annotated training rows "
         f"({context.empty_share:.0%}) have an empty mask: are these masks really annotated as "
@@ -103,21 +138,40 @@ def _not_predicted(context: Context, window: Tally) -> str:
             "pred_mean alone looks healthy here, which is typical of focal loss and of masks that "
             "are partly undrawn."
         )
-    if context.empty_share >= EMPTY_SHARE:
-        parts.append(_empty_question(context))
-    parts.append(
-        "Likely optimisation: first try to overfit a few batches (an index of a few rows that have "
-        "foreground; if even that fails, it is the masks or the code), then check the learning "
-        "rate and the mask values (debug_masks.py), and only then suspect imbalance and the loss."
-    )
-    return " ".join(parts)
+    return " ".join([*parts, *filter(None, [empty_question(context)]), _OPTIMISATION])
+
+
+def mostly_missed(context: Context, window: Tally) -> str:
+    """For a net that predicts a little of the foreground now and then."""
+    parts = [
+        "collapse, cause (b), most of the foreground is missed: in at least "
+        f"{MISSED_CHECKS} of the last {MISSED_WITHIN} checks ({context.check_every} batches each) "
+        f"the net found less than {MISSED_RECALL:.0%} of it, and it does not get better.",
+        empty_question(context),
+        _OPTIMISATION,
+    ]
+    return " ".join(filter(None, parts))
+
+
+def validation_fell(name: str, scores: ScoreWatch, question: str) -> str:
+    """For a run whose validation score is far below its best, whatever the training loss says."""
+    last = ", ".join(f"{score:.4f}" for score in scores.streak[-3:])
+    parts = [
+        f"the validation {name} fell: {len(scores.streak)} epochs in a row under half of the best, "
+        f"{scores.best:.4f} in epoch {scores.best_epoch} (best.pt keeps it); the last: {last}.",
+        question,
+        "Usual causes: training masks left empty because nobody drew them (debug_masks.py counts "
+        "them), a learning rate that is too high, a loss that lets rare pixels go; if the training "
+        "loss still falls, overfitting.",
+    ]
+    return " ".join(filter(None, parts))
 
 
 def undrawn(context: Context, window: Tally) -> str:
     """The question for a run that survives although its empty masks look undrawn."""
     area = window.pred_positive / window.target_positive
     return (
-        f"a question about the data: {_empty_question(context)} The net predicts {area:.1f} times "
+        f"a question about the data: {empty_question(context)} The net predicts {area:.1f} times "
         f"the drawn area and only {window.precision:.0%} of that is drawn, as it would be if the "
         "empty rows held the same objects."
     )

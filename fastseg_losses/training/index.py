@@ -76,11 +76,11 @@ class IndexTable:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
 
         file = self._open()
-        self._check_schema(file.schema_arrow)
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         if self._starts[-1] == 0:
             raise DataError(f"{self.path}: the index has no rows")
+        self._check_schema(file.schema_arrow)
         self.group_image_bytes = self._check_group_sizes(file, max_group_bytes)
         self._read_small_columns(file)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+from statistics import fmean
+
 from fastseg_losses.training.tally import Tally
 
 # Nothing predicted: under 1 % of the foreground is found, and the predicted area is under 1 % of
@@ -11,6 +15,13 @@ SILENT_RATIO = 0.01
 # is met by healthy nets (sparse targets; a net that is not confident yet).
 FAINT_MEAN = 0.01
 FAINT_RATIO = 0.1
+# Most of the foreground missed, in most checks and without getting better: what a net does that is
+# drawn towards all-zero and now and then jumps back. Half of the checks would be met by one that
+# has good and bad stretches.
+MISSED_RECALL = 0.1
+MISSED_AREA = 0.25
+MISSED_CHECKS = 4
+MISSED_WITHIN = 6
 # Everything predicted, although less than half of it is foreground.
 FULL_SHARE = 0.99
 FULL_TARGET = 0.5
@@ -21,6 +32,14 @@ FOUND_LIFT = 0.1
 # From a quarter of empty masks on, focal loss with alpha 0.25 turns to all-zero if they are only
 # undrawn; from a half on, BCE does.
 EMPTY_SHARE = 0.25
+
+# Fewer target pixels of a class say nothing about its prediction.
+ENOUGH_PIXELS = 1000
+
+# A class below this share of the targets that never came is worth a word, but no collapse: 0.6 % of
+# the synthetic set came after 150 batches with the combined loss and after 370 with cross-entropy,
+# at a tenth of the learning rate not within 720.
+RARE_SHARE = 0.01
 
 # While the precision still rises by this factor within one streak, a net is learning what is empty.
 LEARNING_FACTOR = 1.15
@@ -48,9 +67,67 @@ def is_faint(window: Tally) -> bool:
     return window.pred_mean < FAINT_MEAN and window.pred_mean < FAINT_RATIO * window.target_mean
 
 
+def is_missed(window: Tally) -> bool:
+    """Little of the foreground is found, and little is predicted at all."""
+    area = window.pred_positive / window.target_positive
+    return window.recall < MISSED_RECALL and area < MISSED_AREA
+
+
+def keeps_missing(windows: Collection[Tally]) -> bool:
+    """Whether most of the last checks miss most of the foreground, and it does not get better.
+
+    Args:
+        windows: the last `MISSED_WITHIN` checks, oldest first.
+    """
+    if len(windows) < MISSED_WITHIN or sum(map(is_missed, windows)) < MISSED_CHECKS:
+        return False
+    half = MISSED_WITHIN // 2
+    recalls = [window.recall for window in windows]
+    before, after = fmean(recalls[:half]), fmean(recalls[half:])
+    return after <= LEARNING_FACTOR * before
+
+
 def is_full(window: Tally) -> bool:
     """Everything above 0.5 although the targets are mostly background."""
     return window.pred_positive > FULL_SHARE and window.target_positive < FULL_TARGET
+
+
+def swallowing_class(window: Tally) -> int | None:
+    """The class that is predicted (almost) everywhere although the targets show others; or None."""
+    predicted, actual = window.class_pred, window.class_target
+    largest = max(range(window.num_classes), key=predicted.__getitem__)
+    others = 1 - actual[largest]
+    if not others * window.valid >= ENOUGH_PIXELS:
+        return None
+    if predicted[largest] > FULL_SHARE and actual[largest] < FULL_TARGET:
+        return largest
+    found = (sum(window.class_tp) - window.class_tp[largest]) / window.valid
+    gone = found < SILENT_RATIO * others and 1 - predicted[largest] < SILENT_RATIO * others
+    return largest if gone else None
+
+
+def is_class_silent(window: Tally, k: int) -> bool:
+    """Nothing (or next to nothing) of a class is predicted although the targets show it."""
+    actual = window.class_tp[k] + window.class_fn[k]
+    predicted = window.class_tp[k] + window.class_fp[k]
+    return actual > 0 and predicted < SILENT_RATIO * actual
+
+
+def is_class_found(window: Tally, k: int) -> bool:
+    """Whether the prediction of a class is related to its target, and not a guess."""
+    tp, predicted = window.class_tp[k], window.class_tp[k] + window.class_fp[k]
+    actual = window.class_tp[k] + window.class_fn[k]
+    if not tp:
+        return False
+    chance = actual / window.valid
+    return tp >= FOUND_RECALL * actual and tp / predicted >= chance + FOUND_LIFT * (1 - chance)
+
+
+def checks_until_alarm(patience: int, share: float, *, was_found: bool) -> int:
+    """How many checks in a row a class of this share of the targets may go unpredicted."""
+    if was_found:
+        return 2 * patience
+    return math.ceil(patience / math.sqrt(share))
 
 
 def looks_undrawn(window: Tally, empty_share: float) -> bool:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import logging.handlers
+import dataclasses
 import platform
 import random
 import shlex
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +18,11 @@ from torch.utils.data import DataLoader
 import fastseg_losses
 from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.losses import get_loss_function
-from fastseg_losses.training.audit import Census, take_census
-from fastseg_losses.training.config import (
-    EXIT_BAD_INPUT,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_REFUSED,
-    TrainConfig,
-)
+from fastseg_losses.training.audit import take_census
+from fastseg_losses.training.census import Census, ClassCensus, RowCensus
+from fastseg_losses.training.class_monitor import ClassMonitor
+from fastseg_losses.training.command_line import as_typed
+from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.data import (
     DataError,
     ParquetSegmentation,
@@ -38,12 +32,19 @@ from fastseg_losses.training.data import (
     make_loader,
     open_index,
 )
-from fastseg_losses.training.model import build_model, check_logits, describe
+from fastseg_losses.training.exit_codes import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_REFUSED,
+)
+from fastseg_losses.training.model import build_model, describe, try_out
 from fastseg_losses.training.monitor import CollapseMonitor
-from fastseg_losses.training.progress import ConsoleHandler
 from fastseg_losses.training.run_folder import check_free, make_run_folder
+from fastseg_losses.training.run_log import RunLog, log_census, log_end, run_log
 from fastseg_losses.training.synthetic import write_synthetic_set
 from fastseg_losses.training.trainer import LOGGER, RunEnded, Trainer
+from fastseg_losses.training.watch import Monitor
 
 
 class Refused(Exception):  # noqa: N818 - a decision, not a defect
@@ -53,16 +54,16 @@ class Refused(Exception):  # noqa: N818 - a decision, not a defect
 def launch(config: TrainConfig) -> int:
     """Run a training and return the process's exit code; see the codes in `config`.
 
-    Mistakes in options and data are one line on standard error; anything else is a defect of this
-    package or of the user's net, and keeps its traceback.
+    Mistakes in options, data and the user's net are one line on standard error; anything else is a
+    defect of this package, and keeps its traceback.
     """
-    with _log() as log_buffer:
+    with run_log() as log:
         try:
-            trainer = _prepare(config, log_buffer)
+            trainer = _prepare(config, log)
         except Refused as refusal:
             return _fail(EXIT_REFUSED, str(refusal))
         except (ValueError, TypeError, OSError) as error:
-            return _fail(EXIT_BAD_INPUT, str(error))
+            return _fail(EXIT_BAD_INPUT, as_typed(str(error)))
         except KeyboardInterrupt:
             return _fail(EXIT_INTERRUPTED, "interrupted before the first step")
         start = time.monotonic()
@@ -71,14 +72,15 @@ def launch(config: TrainConfig) -> int:
         except RunEnded as end:
             return _fail(end.code, str(end))
         except DataError as error:
-            # From a worker it comes wrapped in a traceback, whose last line says it.
-            return _fail(EXIT_BAD_INPUT, str(error).strip().splitlines()[-1])
+            # From a worker it comes as a traceback; what its last exception said is the message.
+            name = f"{DataError.__module__}.{DataError.__qualname__}: "
+            return _fail(EXIT_BAD_INPUT, str(error).rpartition(name)[2].strip())
         except KeyboardInterrupt:
             return _fail(EXIT_INTERRUPTED, "interrupted at once; last.pt is that of the last epoch")
         except Exception:
             LOGGER.exception("the run failed at step %d", trainer.step)
             raise
-        _log_end(trainer, time.monotonic() - start)
+        log_end(trainer, time.monotonic() - start)
         return EXIT_OK
 
 
@@ -113,7 +115,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _prepare(config: TrainConfig, log_buffer: logging.handlers.MemoryHandler) -> Trainer:
+def _prepare(config: TrainConfig, log: RunLog) -> Trainer:
     """Everything before the first step. Nothing is left behind if the data is refused."""
     LOGGER.info("command: %s", shlex.join([Path(sys.executable).name, *sys.argv]))
     device = pick_device(config.device)
@@ -128,28 +130,33 @@ def _prepare(config: TrainConfig, log_buffer: logging.handlers.MemoryHandler) ->
     if config.output_dir is not None:
         check_free(config.output_dir)
     seed_everything(config.seed)
-    model = build_model(config.model)
-    _dry_run(model, config.image_size)
+    model = build_model(config.model, config.channels)
+    try_out(model, config.image_size, config.channels)
     criterion = get_loss_function(config.loss, **config.loss_arguments())
     if config.data is None:
-        folder = _open_folder(config, log_buffer)
+        folder = _open_folder(config, log)
         size = max(32, config.image_size)
-        index = write_synthetic_set(folder / "synthetic", image_size=size)
+        index = write_synthetic_set(folder / "synthetic", image_size=size, mode=config.mode)
         LOGGER.info("no --data given: generated the synthetic set %s", index)
-        splits, census = _open_data(config, index)
+        splits, census, _ = _open_data(config, index)
     else:
-        splits, census = _open_data(config, Path(config.data))
-        folder = _open_folder(config, log_buffer)
+        splits, census, bits = _open_data(config, Path(config.data))
+        config = dataclasses.replace(config, image_bits=bits)
+        folder = _open_folder(config, log)
     # Again: how many random numbers the census or the set took must not reach the training.
     seed_everything(config.seed)
     trainer = _assemble(config, model, criterion, splits, census, folder, device)
     LOGGER.info("model: %s", describe(model))
-    LOGGER.info("loss: %s %s", config.loss, config.loss_arguments() or "")
+    weights = ", ".join(f"{name}={value}" for name, value in config.loss_arguments().items())
+    LOGGER.info("loss: %s%s", config.loss, f" ({weights})" if weights else "")
+    if config.labels is not None:
+        LOGGER.info("classes: %d, ignored value %d", config.channels, config.labels.ignore_index)
     LOGGER.info("run folder: %s", folder)
     return trainer
 
 
-def _open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census]:
+def _open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census | ClassCensus, int | None]:
+    """The two sides, the census of the training side, and the bits of 16-bit images."""
     splits = open_index(
         path,
         val_path=config.val,
@@ -158,19 +165,48 @@ def _open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census]:
         keep_unannotated=config.keep_unannotated,
         allow_outside=config.allow_outside,
     )
-    census = take_census(splits.train_all.index, splits.train_all.rows)
-    _log_census("training rows", census)
-    val_census = take_census(splits.val_all.index, splits.val_all.rows)
-    _log_census("validation rows", val_census)
+    for text in splits.left_out:
+        LOGGER.warning("%s", text)
+    labels = config.labels
+    census = take_census(splits.train_all.index, splits.train_all.rows, labels=labels)
+    log_census("training rows", census)
+    val_census = take_census(splits.val_all.index, splits.val_all.rows, labels=labels)
+    log_census("validation rows", val_census)
     for problem in (*census.problems, *val_census.problems):
-        raise ValueError(f"{problem} (unreadable: {census.unreadable + val_census.unreadable})")
+        count = census.unreadable + val_census.unreadable
+        raise ValueError(f"{problem} (unreadable: {count}; debug_masks.py lists them)")
     if not census.learnable and not config.allow_no_foreground:
         raise Refused(
             f"refusing to train: {census.verdict} (--allow-no-foreground trains all the same)"
         )
     if not val_census.learnable:
-        LOGGER.warning("no annotated validation row has foreground: no Dice can be reported")
-    return splits, census
+        LOGGER.warning(
+            "no annotated validation row has foreground: no Dice can be reported"
+            if labels is None
+            else "the validation rows do not show two classes: their scores mean nothing"
+        )
+    return splits, census, _image_bits(config, census, val_census)
+
+
+def _image_bits(config: TrainConfig, *censuses: RowCensus) -> int | None:
+    """The bits that 16-bit images use: the user's choice, or what the largest value takes."""
+    found = max(census.image_bits or 0 for census in censuses)
+    largest = max(census.deep_largest for census in censuses)
+    if config.image_bits is not None and largest >= 2**config.image_bits:
+        raise ValueError(
+            f"image_bits: expected at least {found} for 16-bit images whose largest value is "
+            f"{largest}, got {config.image_bits}"
+        )
+    if config.image_bits is not None or not found:
+        return config.image_bits
+    if found < 16:
+        LOGGER.warning(
+            "16-bit images, largest value %d: read as %d bits, or they would come out dark; "
+            "--image-bits says what they really use",
+            largest,
+            found,
+        )
+    return found
 
 
 def _assemble(
@@ -178,13 +214,19 @@ def _assemble(
     model: nn.Module,
     criterion: SegmentationLoss,
     splits: Splits,
-    census: Census,
+    census: Census | ClassCensus,
     folder: Path,
     device: torch.device,
 ) -> Trainer:
     def loader(split: Split, *, train: bool) -> DataLoader[Sample]:
         data = ParquetSegmentation(
-            split.index, split.rows, config.image_size, augment=train, seed=config.seed
+            split.index,
+            split.rows,
+            config.image_size,
+            augment=train and not config.no_flips,
+            seed=config.seed,
+            labels=config.labels,
+            image_bits=config.image_bits or 16,
         )
         return make_loader(
             data,
@@ -201,81 +243,29 @@ def _assemble(
         criterion,
         loader(splits.train, train=True),
         loader(splits.val, train=False) if splits.val.rows else None,
-        monitor=CollapseMonitor(
-            check_every=config.check_every,
-            empty_rows=census.empty,
-            annotated_rows=census.empty + census.foreground,
-        ),
+        monitor=_make_monitor(config, census),
         folder=folder,
         device=device,
     )
 
 
-@torch.no_grad()
-def _dry_run(model: nn.Module, image_size: int) -> None:
-    """One black image through the net, so that a wrong net is reported before the data is read."""
-    images = torch.zeros(1, 3, image_size, image_size)
-    was_training = model.training
-    try:
-        logits = model.eval()(images)
-    except Exception as error:
-        raise RuntimeError(f"the net failed on images {tuple(images.shape)}") from error
-    model.train(was_training)
-    check_logits(logits, images, model)
-
-
-def _open_folder(config: TrainConfig, log_buffer: logging.handlers.MemoryHandler) -> Path:
-    folder = make_run_folder(config.output_dir)
-    config.save(folder / "config.json")
-    (folder / "logs").mkdir()
-    file = logging.FileHandler(folder / "logs" / "training.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log_buffer.setTarget(file)
-    log_buffer.flush()
-    log_buffer.flushLevel = logging.DEBUG  # from here on, each line at once
-    return folder
-
-
-def _log_census(what: str, census: Census) -> None:
-    LOGGER.info("census of the %s:", what)
-    for line in census.lines():
-        LOGGER.info("  %s", line)
-
-
-def _log_end(trainer: Trainer, seconds: float) -> None:
-    dice = [row["val_dice"] for row in trainer.outputs.rows if row["val_dice"] == row["val_dice"]]
-    best = f", best validation Dice {max(dice):.4f}" if dice else ""
-    LOGGER.info(
-        "finished: %d steps in %.0f s%s; results in %s",
-        trainer.step,
-        seconds,
-        best,
-        trainer.outputs.folder,
+def _make_monitor(config: TrainConfig, census: Census | ClassCensus) -> Monitor:
+    if isinstance(census, ClassCensus):
+        return ClassMonitor(config.channels, check_every=config.check_every)
+    return CollapseMonitor(
+        check_every=config.check_every,
+        empty_rows=census.empty,
+        annotated_rows=census.empty + census.foreground,
     )
+
+
+def _open_folder(config: TrainConfig, log: RunLog) -> Path:
+    folder = make_run_folder(config.output_dir)
+    log.write_to(folder)
+    config.save(folder / "config.json")
+    return folder
 
 
 def _fail(code: int, message: str) -> int:
     LOGGER.error("%s", message)
     return code
-
-
-@contextlib.contextmanager
-def _log() -> Iterator[logging.handlers.MemoryHandler]:
-    """Log to the console, and hold everything back for the run's log file until there is one."""
-    console = ConsoleHandler()
-    console.setFormatter(logging.Formatter("%(message)s"))
-    buffer = logging.handlers.MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1)
-    level = LOGGER.level
-    LOGGER.setLevel(logging.INFO)
-    for handler in (console, buffer):
-        LOGGER.addHandler(handler)
-    try:
-        yield buffer
-    finally:
-        for handler in (console, buffer):
-            LOGGER.removeHandler(handler)
-        LOGGER.setLevel(level)
-        target = buffer.target
-        buffer.close()
-        if target is not None:
-            target.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class LightweightSegmentationHead(nn.Module):
 
 
 class LightweightUNet(nn.Module):
-    """A U-Net of five levels with a lightweight segmentation head, about 1.1 M parameters.
+    """A U-Net of five levels with a lightweight segmentation head, about 0.92 M parameters.
 
     Strided convolutions go down, nearest-neighbour upsampling goes up: unlike max-pooling and
     bilinear upsampling, their gradients are deterministic on CUDA too. Any input size works; it is
@@ -90,20 +91,21 @@ class LightweightUNet(nn.Module):
         return logits[..., :height, :width]
 
 
-def build_model(spec: str | None = None) -> nn.Module:
+def build_model(spec: str | None = None, classes: int = 1) -> nn.Module:
     """The built-in net, or the one that the user's factory returns.
 
     Args:
         spec: None, or ``module:factory``; the factory is called without arguments. Modules are
             looked up as ``python`` does, and in the current folder.
+        classes: channels of the built-in net's logits; the user's factory is not told.
 
     Raises:
-        ValueError: the spec does not have that form, or nothing callable is found there.
+        ValueError: the spec does not have that form, nothing callable is found there, or the module
+            or the factory raised.
         TypeError: the factory did not return a ``torch.nn.Module``.
-        RuntimeError: the factory itself failed.
     """
     if spec is None:
-        return LightweightUNet()
+        return LightweightUNet(classes=classes)
     module_name, colon, factory_name = spec.partition(":")
     if not (module_name and colon and factory_name):
         raise ValueError(f"model: expected module:factory, for instance my_nets:make, got {spec!r}")
@@ -111,19 +113,20 @@ def build_model(spec: str | None = None) -> nn.Module:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A module missing inside the user's own file is their error to see, not a wrong spec.
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise
-        raise ValueError(f"model: no module {error.name!r} (from {spec!r})") from error
+    except Exception as error:
+        name = error.name if isinstance(error, ModuleNotFoundError) else None
+        if name is not None and f"{module_name}.".startswith(f"{name}."):
+            raise ValueError(f"model: no module {name!r} (from {spec!r})") from error
+        raise ValueError(f"model: module {module_name!r} failed: {_blame(error)}") from error
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise ValueError(f"model: module {module_name!r} has no callable {factory_name!r}")
     try:
         net = factory()
     except Exception as error:
-        # Not a ValueError, which would read as a mistake on the command line: with its traceback.
-        raise RuntimeError(f"model: {spec} failed") from error
+        raise ValueError(
+            f"model: {spec}, called without arguments, failed: {_blame(error)}"
+        ) from error
     if not isinstance(net, nn.Module):
         raise TypeError(
             f"model: expected {spec} to return a torch.nn.Module, got {type(net).__name__}"
@@ -131,8 +134,8 @@ def build_model(spec: str | None = None) -> nn.Module:
     return net
 
 
-def check_logits(logits: object, images: Tensor, model: nn.Module) -> None:
-    """Say clearly when a net does not map (N, 3, H, W) to (N, 1, H, W).
+def check_logits(logits: object, images: Tensor, model: nn.Module, classes: int = 1) -> None:
+    """Say clearly when a net does not map (N, 3, H, W) to (N, classes, H, W).
 
     Raises:
         ValueError: the output's shape does not fit.
@@ -141,12 +144,45 @@ def check_logits(logits: object, images: Tensor, model: nn.Module) -> None:
     name = type(model).__name__
     if not isinstance(logits, Tensor):
         raise TypeError(f"model: expected {name} to return a tensor, got {type(logits).__name__}")
-    expected = (images.shape[0], 1, *images.shape[2:])
+    expected = (images.shape[0], classes, *images.shape[2:])
     if tuple(logits.shape) != expected:
         raise ValueError(
             f"model: expected {name} to return logits {expected} for images "
             f"{tuple(images.shape)}, got {tuple(logits.shape)}"
         )
+
+
+@torch.no_grad()
+def try_out(model: nn.Module, image_size: int, classes: int) -> None:
+    """One black image through the net, so that a wrong net is reported before the data is read.
+
+    Raises:
+        ValueError: the net raised, its output's shape does not fit, or it has nothing to train.
+        TypeError: its output is no tensor.
+    """
+    images = torch.zeros(1, 3, image_size, image_size)
+    was_training = model.training
+    try:
+        logits = model.eval()(images)
+    except Exception as error:
+        raise ValueError(
+            f"model: {type(model).__name__} failed on images {tuple(images.shape)}: {_blame(error)}"
+        ) from error
+    model.train(was_training)
+    check_logits(logits, images, model, classes)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"model: expected {type(model).__name__} to have parameters to train, got none with "
+            "requires_grad"
+        )
+
+
+def _blame(error: Exception) -> str:
+    """An exception in one line, with the place that raised it."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<frozen")]
+    return f"{text} ({own[-1].filename}, line {own[-1].lineno})" if own else text
 
 
 def describe(model: nn.Module) -> str:

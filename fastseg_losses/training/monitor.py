@@ -1,39 +1,52 @@
 """Notice when a net's predictions collapse, say why that is believed, and tell the causes apart.
 
-The monitor reads decoded statistics rows (`SegmentationSnapshot`) and nothing else: no tensor, no
-device. Every ``check_every`` batches it judges the batches since the last check, by the ratio of
-prediction to target. A ``pred_mean`` of 0.002 is right where the targets' mean is 0.002, and a
+This is the monitor of binary mode; `class_monitor` is that of multiclass. It judges by the ratio
+of prediction to target: a ``pred_mean`` of 0.002 is right where the targets' mean is 0.002, and a
 ``pred_mean`` of 0.1 can belong to a net that never once exceeds 0.5.
 """
 
 from __future__ import annotations
 
-import math
+from collections import deque
 
-from fastseg_losses.stats import SegmentationSnapshot
-from fastseg_losses.training.findings import TEXTS, Cause, Context, Finding, undrawn
+from fastseg_losses.training.findings import (
+    TEXTS,
+    Cause,
+    Context,
+    Finding,
+    empty_question,
+    mostly_missed,
+    undrawn,
+)
 from fastseg_losses.training.judgement import (
     EMPTY_SHARE,
     LEARNING_FACTOR,
+    MISSED_WITHIN,
     has_found,
     is_faint,
     is_full,
+    is_missed,
     is_silent,
+    keeps_missing,
     looks_undrawn,
 )
 from fastseg_losses.training.tally import Tally
+from fastseg_losses.training.watch import Monitor
 
 _PATIENT = tuple(TEXTS)
+_COLLAPSES = {*_PATIENT, Cause.MOSTLY_MISSED}
 
 
-class CollapseMonitor:
+class CollapseMonitor(Monitor):
     """Judges the statistics of a training run every ``check_every`` batches.
 
     Collapse needs ``patience`` bad checks in a row. Before the net has found any foreground, the
     first ``warmup`` checks are not judged at all: with the defaults and 50 batches a check, the
     first possible alarm comes after batch 250; a net that had found the foreground and lost it is
-    reported after 100 batches. NaN, Inf and bad targets are reported at once. A state is reported
-    once, and again only after a recovery, which is reported too.
+    reported after 100 batches. A net that misses most of the foreground most of the time, in 4 of
+    6 checks and not in a row, is reported too, unless it gets better. NaN, Inf and bad targets are
+    reported at once. A state is reported once, and again only after a recovery, which is reported
+    too.
 
     Args:
         check_every: batches between two checks.
@@ -52,63 +65,11 @@ class CollapseMonitor:
         empty_rows: int = 0,
         annotated_rows: int = 0,
     ) -> None:
-        if min(check_every, patience) < 1 or warmup < 0:
-            raise ValueError(
-                "check_every, patience, warmup: expected at least 1, 1 and 0, "
-                f"got {check_every!r}, {patience!r} and {warmup!r}"
-            )
+        super().__init__(check_every=check_every, patience=patience, warmup=warmup)
         self.context = Context(check_every, patience, empty_rows, annotated_rows)
-        self.warmup = warmup
-        self._window = Tally()
-        self._total = Tally()
-        self._checks = 0
-        self._found = False
         self._streak_precision = 0.0
         self._streak: dict[Cause, int] = {}
-        self._reported: set[Cause] = set()
-
-    def observe(self, snapshot: SegmentationSnapshot, *, lr: float) -> list[Finding]:
-        """Take in the next batch's statistics, in order.
-
-        Args:
-            snapshot: the decoded row.
-            lr: the learning rate, for the message.
-
-        Returns:
-            What there is to say; most often nothing.
-        """
-        self._window.add(snapshot)
-        self._total.add(snapshot)
-        finding = self._at_once(snapshot, lr)
-        if finding is not None:
-            return [finding]
-        if self._window.batches < self.context.check_every:
-            return []
-        window, self._window = self._window, Tally()
-        self._checks += 1
-        return self._judge(window, lr)
-
-    def _at_once(self, snapshot: SegmentationSnapshot, lr: float) -> Finding | None:
-        """What one batch alone proves."""
-        if snapshot.bad_targets:
-            text = (
-                f"{snapshot.bad_targets:.0f} target pixels lie outside [0, 1] in batch "
-                f"{self._total.batches}: fix the masks (values 0/255 have to become 0/1)."
-            )
-            return self._report_once(Cause.BAD_TARGETS, text, snapshot, lr)
-        if snapshot.nonfinite:
-            text = (
-                f"the net put out NaN or Inf: {snapshot.nonfinite:.0f} logits, first in batch "
-                f"{self._total.batches}. Lower the learning rate; with float16, check for overflow."
-            )
-            return self._report_once(Cause.NON_FINITE, text, snapshot, lr)
-        if not math.isfinite(snapshot.loss):
-            text = (
-                f"the loss is {snapshot.loss} although every logit is finite, first in batch "
-                f"{self._total.batches}: look at the loss's parameters and at the targets."
-            )
-            return self._report_once(Cause.NON_FINITE, text, snapshot, lr)
-        return None
+        self._recent: deque[Tally] = deque(maxlen=MISSED_WITHIN)
 
     def _judge(self, window: Tally, lr: float) -> list[Finding]:
         self._found = self._found or has_found(window)
@@ -125,10 +86,16 @@ class CollapseMonitor:
         if self._keeps_looking_undrawn(window):
             text = undrawn(self.context, window)
             findings.append(self._report_once(Cause.UNDRAWN_MASKS, text, window, lr))
-        collapsed = self._reported & set(_PATIENT)
-        # Not merely "no longer bad": a net that hovers around 0.5 would be reported as recovered
-        # and collapsed in turns.
-        if collapsed and not bad and has_found(window):
+        if window.target_positive > 0 and not self._is_warming_up():
+            self._recent.append(window)
+        collapsed = self._reported & _COLLAPSES
+        if not collapsed and keeps_missing(self._recent):
+            text = mostly_missed(self.context, window)
+            findings.append(self._report_once(Cause.MOSTLY_MISSED, text, window, lr))
+        # Not merely "no longer bad": a net that hovers around 0.5, or swings, would be reported as
+        # recovered and collapsed in turns.
+        swings = any(map(is_missed, list(self._recent)[-(MISSED_WITHIN // 2) :]))
+        if collapsed and not bad and not swings and has_found(window):
             self._reported -= collapsed
             text = "predictions recovered: the foreground is predicted again."
             findings.append(self._finding(Cause.RECOVERED, text, window, lr))
@@ -151,9 +118,15 @@ class CollapseMonitor:
             return False
         return True
 
+    def _is_warming_up(self) -> bool:
+        return not self._found and self._checks <= self.warmup
+
+    def _empty_question(self) -> str:
+        return empty_question(self.context)
+
     def _bad_causes(self, window: Tally) -> set[Cause] | None:
         """What this check alone would say; patience comes after. None: it says nothing."""
-        if not self._found and self._checks <= self.warmup:
+        if self._is_warming_up():
             return set()
         if not self._total.valid or self._total.target_mean == 0:
             return {Cause.NO_FOREGROUND}
@@ -168,23 +141,3 @@ class CollapseMonitor:
         if empty >= EMPTY_SHARE and looks_undrawn(window, empty):
             return {Cause.UNDRAWN_MASKS}
         return set()
-
-    def _report_once(
-        self, cause: Cause, text: str, seen: Tally | SegmentationSnapshot, lr: float
-    ) -> Finding | None:
-        if cause in self._reported:
-            return None
-        self._reported.add(cause)
-        return self._finding(cause, text, seen, lr)
-
-    def _finding(
-        self, cause: Cause, text: str, seen: Tally | SegmentationSnapshot, lr: float
-    ) -> Finding:
-        total = self._total
-        evidence = (
-            f"Evidence: pred_mean {seen.pred_mean:.3g}, target_mean {seen.target_mean:.3g}, "
-            f"pred_positive {seen.pred_positive:.3g}, target_positive {seen.target_positive:.3g}, "
-            f"pred_max {seen.pred_max:.3g}, loss {seen.loss:.4g}; {total.batches} batches and "
-            f"{total.valid:,.0f} annotated pixels seen, lr {lr:g}."
-        )
-        return Finding(cause, total.batches, f"{text} {evidence}")

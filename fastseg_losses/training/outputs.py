@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from torch import nn
 from fastseg_losses.training import report
 from fastseg_losses.training.checkpoint import save_checkpoint
 from fastseg_losses.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 # Validation samples in samples.png, spread evenly over the validation rows.
 PICTURED = 4
@@ -23,13 +26,21 @@ class Outputs:
     Attributes:
         folder: the run's folder.
         rows: the rows of metrics.csv so far.
+        score: the column that decides which epoch is the best, and its name for people.
     """
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self.folder = folder
         self.rows: list[dict[str, float]] = []
+        self.score = ("val_dice", "Dice") if config.labels is None else ("val_miou", "mean IoU")
         self._config = config
         self._best = (-math.inf, -math.inf)
+        self._board: SummaryWriter | None = None
+        if config.tensorboard:
+            # Imported only if asked for: it takes seconds.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def save_epoch(
         self,
@@ -41,13 +52,19 @@ class Outputs:
     ) -> None:
         """An epoch is complete: its metrics, the checkpoints and the curves."""
         self.rows.append(row)
-        report.write_metrics(self.folder / "metrics.csv", self.rows)
+        columns = report.columns(self._config.labels)
+        report.write_metrics(self.folder / "metrics.csv", self.rows, columns)
         self.save_last(model, optimizer, epoch=int(row["epoch"]), step=step)
-        score = rank(row)
+        score = rank(row, self.score[0])
         if len(self.rows) == 1 or score > self._best:
             self._best = score
             self._save("best.pt", model, optimizer, epoch=int(row["epoch"]), step=step)
-        report.plot_curves(self.folder / "curves.png", self.rows)
+        report.plot_curves(self.folder / "curves.png", self.rows, self._config.labels)
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "epoch" and not math.isnan(value):
+                    self._board.add_scalar(name, value, int(row["epoch"]))
+            self._board.flush()
 
     def save_last(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, epoch: int, step: int
@@ -73,9 +90,15 @@ class Outputs:
         images = torch.stack([sample["image"] for sample in samples])
         masks = torch.stack([sample["mask"] for sample in samples])
         model.eval()
-        probabilities = model(images.to(device)).float().sigmoid().cpu()
-        title = f"epoch {row['epoch']:.0f}, validation Dice {row['val_dice']:.3f}"
-        report.plot_samples(self.folder / "samples.png", images, masks, probabilities, title=title)
+        logits = model(images.to(device)).float()
+        column, name = self.score
+        title = f"epoch {row['epoch']:.0f}, validation {name} {row[column]:.3f}"
+        path, labels = self.folder / "samples.png", self._config.labels
+        if labels is None:
+            report.plot_samples(path, images, masks, logits.sigmoid().cpu(), title=title)
+        else:
+            predicted = logits.argmax(1, keepdim=True).cpu()
+            report.plot_class_samples(path, images, masks, predicted, labels, title=title)
 
     def _save(
         self,
@@ -97,15 +120,15 @@ class Outputs:
         )
 
 
-def rank(row: dict[str, float]) -> tuple[float, float]:
-    """What "best" means, larger is better: validation Dice, then the lower loss.
+def rank(row: dict[str, float], column: str) -> tuple[float, float]:
+    """What "best" means, larger is better: a validation score, then the lower loss.
 
-    Without any Dice (no validation foreground) the validation loss decides, and without
+    Without any score (no validation foreground) the validation loss decides, and without
     validation rows the training loss.
     """
     loss = row["train_loss"] if math.isnan(row["val_loss"]) else row["val_loss"]
-    dice = row["val_dice"]
+    score = row[column]
     return (
-        -math.inf if math.isnan(dice) else dice,
+        -math.inf if math.isnan(score) else score,
         -math.inf if math.isnan(loss) else -loss,
     )

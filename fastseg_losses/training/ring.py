@@ -32,7 +32,7 @@ class StatsRing:
 
     Args:
         interval: rows per copy.
-        width: elements of a row, ``criterion.stats_size``.
+        width: elements of a row, ``criterion.stats_size()``.
         device: where the loss runs.
 
     Example:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 DEFAULT_PARENT = Path("runs")
+
+# What stands in a run's folder before its first epoch is complete.
+BEFORE_FIRST_EPOCH = {"config.json", "logs", "synthetic", "tensorboard"}
 
 
 def check_free(output_dir: str) -> None:
@@ -37,14 +41,14 @@ def make_run_folder(output_dir: str | None, *, parent: Path = DEFAULT_PARENT) ->
         parent: where the numbered folders stand.
 
     Raises:
-        ValueError: see :func:`check_free`.
+        ValueError: see :func:`check_free`; or no folder can be made there.
     """
     if output_dir is not None:
         check_free(output_dir)
         path = Path(output_dir)
-        path.mkdir(parents=True, exist_ok=True)
+        _make(path)
         return path
-    parent.mkdir(parents=True, exist_ok=True)
+    _make(parent)
     taken = [int(p.name[6:]) for p in parent.glob("train-*") if p.name[6:].isdecimal()]
     number = max(taken, default=0) + 1
     while True:
@@ -55,6 +59,25 @@ def make_run_folder(output_dir: str | None, *, parent: Path = DEFAULT_PARENT) ->
             number += 1
         else:
             return path
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run left nothing worth keeping: no epoch was finished, no weights were saved."""
+    return {path.name for path in folder.iterdir()} <= BEFORE_FIRST_EPOCH
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a run."""
+    shutil.rmtree(folder)
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output_dir: cannot make the folder {str(path)!r} ({error.strerror})"
+        ) from error
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -19,12 +19,15 @@ from fastseg_losses.training.checks import check_int
 from fastseg_losses.training.decode import (
     binary_mask,
     check_same_size,
+    class_mask,
+    class_values,
     image_pixels,
     mask_values,
     open_picture,
     upright_size,
 )
 from fastseg_losses.training.index import IndexTable
+from fastseg_losses.training.labels import Labels
 
 # ImageNet's mean and standard deviation of RGB in [0, 1], which published encoders expect:
 # image = (rgb / 255 - MEAN) / STD.
@@ -36,13 +39,14 @@ STD = (0.229, 0.224, 0.225)
 SAMPLE_CACHE_BYTES = 512 * 2**20
 
 _Pixels = npt.NDArray[np.uint8]
+_Mask = npt.NDArray[np.uint8 | np.int32]
 
 
 class Sample(TypedDict):
     """One row as the loader collates it; a batch has the same keys with a leading dimension."""
 
     image: Tensor  # float32 (3, S, S), normalised
-    mask: Tensor  # uint8 (1, S, S), 0 or 1; all zero where the row is not annotated
+    mask: Tensor  # (1, S, S), uint8 0 or 1, or class ids of `Labels.dtype`; zero if not annotated
     valid: Tensor  # bool (), whether the row is annotated
     row: int  # row in the index, from 0
 
@@ -64,6 +68,8 @@ class ParquetSegmentation(Dataset[Sample]):
         augment: bool = False,
         seed: int = 0,
         cache_bytes: int = SAMPLE_CACHE_BYTES,
+        labels: Labels | None = None,
+        image_bits: int = 16,
     ) -> None:
         """Selects rows of an index.
 
@@ -76,6 +82,8 @@ class ParquetSegmentation(Dataset[Sample]):
             seed: Seed of the flips.
             cache_bytes: Decoded samples are kept if all of them fit into this (divided by the
                 number of workers); 0 turns it off.
+            labels: What the values of the masks mean, for class ids; None: foreground or not.
+            image_bits: How many of their 16 bits 16-bit grey images use.
 
         Raises:
             ValueError: `image_size`, `seed` or a row is out of range.
@@ -93,7 +101,10 @@ class ParquetSegmentation(Dataset[Sample]):
         self.augment = augment
         self.seed = seed
         self.cache_bytes = cache_bytes
-        self._decoded: dict[int, tuple[_Pixels, _Pixels]] = {}
+        self.labels = labels
+        self.image_bits = image_bits
+        self._mask_dtype = np.dtype("uint8" if labels is None else labels.dtype)
+        self._decoded: dict[int, tuple[_Pixels, _Mask]] = {}
 
     def __len__(self) -> int:
         """The number of rows selected."""
@@ -117,28 +128,26 @@ class ParquetSegmentation(Dataset[Sample]):
             step_y, step_x = (-1 if flips & 1 else 1), (-1 if flips & 2 else 1)
             image, mask = image[:, ::step_y, ::step_x], mask[:, ::step_y, ::step_x]
         return Sample(
-            image=_normalised(image),
+            image=normalised(image),
             mask=torch.from_numpy(mask.copy()),
             valid=torch.tensor(bool(self.index.has_segmentation[row])),
             row=row,
         )
 
-    def _decode(self, row: int) -> tuple[_Pixels, _Pixels]:
-        """Reads a row: image (1 or 3, S, S) and mask (1, S, S), uint8."""
+    def _decode(self, row: int) -> tuple[_Pixels, _Mask]:
+        """Reads a row: image (1 or 3, S, S) and mask (1, S, S)."""
         index, size = self.index, (self.image_size, self.image_size)
         where = index.where(row, "image")
         encoded = index.encoded(index.image_cell(row), row, "image")
         picture = open_picture(encoded, where, max_pixels=index.max_pixels)
         full_size = upright_size(picture)
-        resized = image_pixels(picture, where).resize(size, Image.Resampling.BILINEAR)
-        pixels = np.asarray(resized)
-        image = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        image = resized(image_pixels(picture, where, bits=self.image_bits), self.image_size)
         if index.has_segmentation[row]:
-            mask = _read_mask(index, row, full_size)
+            mask = _read_mask(index, row, full_size, self.labels)
             nearest = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
-            sample = (np.ascontiguousarray(image), np.asarray(nearest)[None])
+            sample = (image, np.asarray(nearest)[None])
         else:
-            sample = (np.ascontiguousarray(image), np.zeros((1, *size), np.uint8))
+            sample = (image, np.zeros((1, *size), self._mask_dtype))
         if self._keeps_decoded():
             self._decoded[row] = sample
         return sample
@@ -146,19 +155,30 @@ class ParquetSegmentation(Dataset[Sample]):
     def _keeps_decoded(self) -> bool:
         worker = get_worker_info()
         share = self.cache_bytes // (worker.num_workers if worker else 1)
-        return len(self.rows) * 4 * self.image_size**2 <= share
+        pixel_bytes = 3 + self._mask_dtype.itemsize
+        return len(self.rows) * pixel_bytes * self.image_size**2 <= share
 
 
-def _read_mask(index: IndexTable, row: int, image_size: tuple[int, int]) -> _Pixels:
-    """Reads the mask of an annotated row as 0 and 1, in its own size (H, W)."""
+def _read_mask(
+    index: IndexTable, row: int, image_size: tuple[int, int], labels: Labels | None
+) -> _Mask:
+    """Reads the mask of an annotated row as 0 and 1, or as class ids, in its own size (H, W)."""
     where = index.where(row, "mask")
     encoded = index.encoded(index.mask_cell(row), row, "mask")
     picture = open_picture(encoded, where, max_pixels=index.max_pixels)
     check_same_size(upright_size(picture), image_size, where)
+    if labels is not None:
+        return class_mask(class_values(picture, where), where, labels)
     return binary_mask(mask_values(picture, where), where, lossy=picture.format == "JPEG")
 
 
-def _normalised(image: _Pixels) -> Tensor:
+def resized(picture: Image.Image, size: int) -> _Pixels:
+    """A grey or RGB picture as pixels (1 or 3, size, size); the aspect ratio is not kept."""
+    pixels = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def normalised(image: _Pixels) -> Tensor:
     """Turns grey or RGB pixels (1 or 3, S, S) into the normalised float32 image (3, S, S)."""
     pixels = torch.from_numpy(image.astype(np.float32, order="C")).expand(3, -1, -1)
     scale = torch.tensor([1.0 / (255.0 * s) for s in STD]).view(3, 1, 1)

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from fastseg_losses.training.checks import check_int
+from fastseg_losses.training.config import SYNTHETIC_CLASSES, SYNTHETIC_IGNORED
+from fastseg_losses.training.shapes import Bools, bar, blob, curve, picture, ring
 
 FILE_NAME = "synthetic.parquet"
 
@@ -21,12 +23,27 @@ VAL_EVERY = 5
 UNANNOTATED_EVERY = 4
 EMPTY_EVERY = 24
 
-_Floats = npt.NDArray[np.float64]
-_Bools = npt.NDArray[np.bool_]
+# The multiclass variant: (shape, least and most in an image); the class is the place in this list,
+# and the background comes last. Small ones are drawn last, over the others.
+KINDS = ((blob, 1, 3), (bar, 1, 3), (curve, 1, 1), (ring, 1, 2))
+BACKGROUND = len(KINDS)
+assert SYNTHETIC_CLASSES == BACKGROUND + 1
+# An ignored frame, a 32nd of the image wide.
+FRAME = 32
+
+# Any colours do, if all 256 are there: with fewer, Pillow saves fewer bits and cuts 255 off.
+_PALETTE = (230, 159, 0, 86, 180, 233, 0, 158, 115, 213, 94, 0, 40, 40, 40) + (128,) * (3 * 251)
+
+_Bytes = npt.NDArray[np.uint8]
 
 
 def write_synthetic_set(
-    folder: str | os.PathLike[str], *, rows: int = 240, image_size: int = 96, seed: int = 0
+    folder: str | os.PathLike[str],
+    *,
+    rows: int = 240,
+    image_size: int = 96,
+    seed: int = 0,
+    mode: str = "binary",
 ) -> Path:
     """Writes a synthetic set as one parquet index with embedded PNGs.
 
@@ -35,6 +52,9 @@ def write_synthetic_set(
     Masks hold 0 and 255. A fifth of the rows, all of them training rows, is not annotated: their
     images do show objects, and their masks are null and all zero in turn, which must not matter.
 
+    With mode "multiclass", masks are palette PNGs of class ids: 0 blobs, 1 bars, 2 curves, 3 small
+    rings, 4 background, and an ignored frame of 255.
+
     The same arguments give the same pixels. An existing file is replaced, in one step.
 
     Args:
@@ -42,6 +62,7 @@ def write_synthetic_set(
         rows: Number of images, at least 10.
         image_size: Height and width in pixels, at least 32.
         seed: Seed of everything drawn.
+        mode: "binary" or "multiclass".
 
     Returns:
         The path of the parquet file.
@@ -56,6 +77,7 @@ def write_synthetic_set(
     columns: dict[str, list[object]] = {
         name: [] for name in ("image_id", "image", "mask", "has_segmentation", "split")
     }
+    draw, palette = (_draw_classes, _PALETTE) if mode == "multiclass" else (_draw, None)
     unannotated = 0
     for row in range(rows):
         is_val = row % VAL_EVERY == VAL_EVERY - 1
@@ -63,10 +85,11 @@ def write_synthetic_set(
         annotated = is_val or train_number % UNANNOTATED_EVERY != UNANNOTATED_EVERY - 1
         empty = annotated and row % EMPTY_EVERY == 9  # the first one validates
         # A generator for each row: a row's picture does not depend on how many there are.
-        image, mask = _draw(np.random.default_rng((seed, row)), image_size, empty=empty)
-        stored: bytes | None = _png(np.where(mask, 255, 0).astype(np.uint8))
+        rng = np.random.default_rng((seed, row))
+        image, mask = draw(rng, image_size, empty=empty)
+        stored: bytes | None = _png(mask, palette)
         if not annotated:
-            stored = None if unannotated % 2 == 0 else _png(np.zeros_like(mask, dtype=np.uint8))
+            stored = None if unannotated % 2 == 0 else _png(np.zeros_like(mask), palette)
             unannotated += 1
         columns["image_id"].append(f"synthetic-{row:05d}")
         columns["image"].append(_png(image))
@@ -97,68 +120,41 @@ def write_synthetic_set(
     return target
 
 
-def _draw(
-    rng: np.random.Generator, size: int, *, empty: bool
-) -> tuple[npt.NDArray[np.uint8], _Bools]:
-    """Draws one image (H, W) uint8 and its mask (H, W) bool."""
-    mask = np.zeros((size, size), dtype=bool)
+def _draw(rng: np.random.Generator, size: int, *, empty: bool) -> tuple[_Bytes, _Bytes]:
+    """Draws one image (H, W) and its mask of 0 and 255 (H, W)."""
+    mask: Bools = np.zeros((size, size), dtype=bool)
     level = np.zeros((size, size))
     if not empty:
         wanted = rng.uniform(0.03, 0.07)
         while mask.mean() < wanted:
-            shape = _blob(rng, size) if rng.random() < 0.7 else _curve(rng, size)
+            shape = blob(rng, size) if rng.random() < 0.7 else curve(rng, size)
             # An object that would cover more than 8 % in all is drawn anew.
             if (mask | shape).mean() <= 0.08:
                 level = np.where(shape, rng.uniform(0.22, 0.45), level)
                 mask |= shape
-    background = _background(rng, size)
-    soft = np.asarray(
-        Image.fromarray((level * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.6))
-    )
-    noise = rng.normal(0.0, 0.035, (size, size))
-    image = np.clip(background + soft / 255.0 + noise, 0.0, 1.0)
-    return np.rint(image * 255).astype(np.uint8), mask
+    return picture(rng, level), np.where(mask, 255, 0).astype(np.uint8)
 
 
-def _background(rng: np.random.Generator, size: int) -> _Floats:
-    """A tilted plane with a few wide bright patches, as bright as the objects but without edges."""
-    y, x = np.mgrid[0:size, 0:size] / size
-    tilt = rng.uniform(-0.15, 0.15, 2)
-    background: _Floats = rng.uniform(0.2, 0.35) + tilt[0] * y + tilt[1] * x
-    for _ in range(int(rng.integers(1, 4))):
-        centre, width = rng.uniform(0, 1, 2), rng.uniform(0.15, 0.3)
-        distance = (y - centre[0]) ** 2 + (x - centre[1]) ** 2
-        background += rng.uniform(0.15, 0.3) * np.exp(-distance / (2 * width**2))
-    return background
+def _draw_classes(rng: np.random.Generator, size: int, *, empty: bool) -> tuple[_Bytes, _Bytes]:
+    """Draws one image (H, W) and its class ids (H, W)."""
+    mask = np.full((size, size), BACKGROUND, np.uint8)
+    level = np.zeros((size, size))
+    for kind, (shape, least, most) in enumerate(KINDS):
+        for _ in range(0 if empty else int(rng.integers(least, most + 1))):
+            inside = shape(rng, size)
+            level = np.where(inside, rng.uniform(0.22, 0.45), level)
+            mask[inside] = kind
+    frame = max(1, size // FRAME)
+    inner = mask[frame:-frame, frame:-frame].copy()
+    mask[:] = SYNTHETIC_IGNORED
+    mask[frame:-frame, frame:-frame] = inner
+    return picture(rng, level), mask
 
 
-def _blob(rng: np.random.Generator, size: int) -> _Bools:
-    """An ellipse."""
-    y, x = np.mgrid[0:size, 0:size]
-    centre, turn = rng.uniform(0, size, 2), rng.uniform(0, np.pi)
-    radii = rng.uniform(0.03, 0.08, 2) * size
-    u = (x - centre[1]) * np.cos(turn) + (y - centre[0]) * np.sin(turn)
-    v = (y - centre[0]) * np.cos(turn) - (x - centre[1]) * np.sin(turn)
-    inside: _Bools = (u / radii[0]) ** 2 + (v / radii[1]) ** 2 <= 1.0
-    return inside
-
-
-def _curve(rng: np.random.Generator, size: int) -> _Bools:
-    """A bent line, about 1/40 of the image wide: 2 to 3 pixels at the default size."""
-    start, end = rng.uniform(0, size, (2, 2))
-    bend = (start + end) / 2 + rng.normal(0.0, 0.15 * size, 2)
-    t = np.linspace(0.0, 1.0, 2 * size)[:, None]
-    points = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
-    # Squared distance to the nearest of the points, one point at a time to bound the memory.
-    y, x = np.mgrid[0:size, 0:size]
-    nearest = np.full((size, size), np.inf)
-    for point in points[:: max(1, size // 64)]:
-        np.minimum(nearest, (y - point[0]) ** 2 + (x - point[1]) ** 2, out=nearest)
-    inside: _Bools = nearest <= max(1.0, size / 80) ** 2
-    return inside
-
-
-def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+def _png(pixels: _Bytes, palette: tuple[int, ...] | None = None) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    drawn = Image.fromarray(pixels)
+    if palette is not None:
+        drawn.putpalette(palette)
+    drawn.save(buffer, format="PNG")
     return buffer.getvalue()

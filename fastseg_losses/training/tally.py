@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from fastseg_losses.stats import SegmentationSnapshot
 
@@ -15,8 +16,13 @@ class Tally:
     A batch without a valid pixel counts as a batch and enters no mean. Loss, means and shares
     are weighted by valid pixels, Dice and IoU come from the summed counts (never a mean of
     per-batch scores, which an empty batch would distort).
+
+    Attributes:
+        num_classes: Number of classes in multiclass mode, else 0. With it, `class_tp`, `class_fp`
+            and `class_fn` hold the counts of each.
     """
 
+    num_classes: int = 0
     batches: int = 0
     valid: float = 0.0
     tp: float = 0.0
@@ -24,12 +30,19 @@ class Tally:
     fn: float = 0.0
     nonfinite: float = 0.0
     bad_targets: float = 0.0
+    class_tp: list[float] = field(init=False)
+    class_fp: list[float] = field(init=False)
+    class_fn: list[float] = field(init=False)
     _pred_max: float = -math.inf
     _loss: float = 0.0
     _pred: float = 0.0
     _target: float = 0.0
     _pred_positive: float = 0.0
     _target_positive: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Start the counts of the classes."""
+        self.class_tp, self.class_fp, self.class_fn = ([0.0] * self.num_classes for _ in range(3))
 
     def add(self, snapshot: SegmentationSnapshot) -> None:
         """Take in one batch."""
@@ -43,6 +56,9 @@ class Tally:
         self.tp += snapshot.tp
         self.fp += snapshot.fp
         self.fn += snapshot.fn
+        self.class_tp = _added(self.class_tp, snapshot.class_tp)
+        self.class_fp = _added(self.class_fp, snapshot.class_fp)
+        self.class_fn = _added(self.class_fn, snapshot.class_fn)
         self._pred_max = max(self._pred_max, snapshot.pred_max)
         self._loss += weight * snapshot.loss
         self._pred += weight * snapshot.pred_mean
@@ -100,8 +116,51 @@ class Tally:
         """Share of the target's pixels that were predicted; NaN if the target has none."""
         return _ratio(self.tp, self.tp + self.fn)
 
+    @property
+    def class_pred(self) -> list[float]:
+        """Share of pixels at which each class is predicted; NaN if nothing was valid."""
+        return [self._mean(sum(pair)) for pair in zip(self.class_tp, self.class_fp, strict=True)]
+
+    @property
+    def class_target(self) -> list[float]:
+        """Share of pixels at which each class is the target; NaN if nothing was valid."""
+        return [self._mean(sum(pair)) for pair in zip(self.class_tp, self.class_fn, strict=True)]
+
+    @property
+    def class_iou(self) -> list[float]:
+        """Each class's IoU; NaN if it is neither predicted nor there."""
+        counts = zip(self.class_tp, self.class_fp, self.class_fn, strict=True)
+        return [_ratio(tp, tp + fp + fn) for tp, fp, fn in counts]
+
+    @property
+    def class_dice(self) -> list[float]:
+        """Each class's Dice; NaN if it is neither predicted nor there."""
+        counts = zip(self.class_tp, self.class_fp, self.class_fn, strict=True)
+        return [_ratio(2 * tp, 2 * tp + fp + fn) for tp, fp, fn in counts]
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU of the classes that occur in the targets; NaN if there is none."""
+        return self._mean_of(self.class_iou)
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean Dice of the classes that occur in the targets; NaN if there is none."""
+        return self._mean_of(self.class_dice)
+
+    def _mean_of(self, scores: Sequence[float]) -> float:
+        # A class that is only predicted would add a 0 however few its pixels are; what it took
+        # from the others already counts there.
+        counts = zip(scores, self.class_tp, self.class_fn, strict=True)
+        occurring = [score for score, tp, fn in counts if tp + fn]
+        return _ratio(sum(occurring), len(occurring))
+
     def _mean(self, total: float) -> float:
         return total / self.valid if self.valid else math.nan
+
+
+def _added(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x + y for x, y in zip(a, b, strict=True)]
 
 
 def _ratio(part: float, whole: float) -> float:

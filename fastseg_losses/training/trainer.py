@@ -22,20 +22,21 @@ from torch.utils.data import DataLoader
 
 from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.stats import SegmentationSnapshot, decode
+from fastseg_losses.training import report
 from fastseg_losses.training.checkpoint import first_nonfinite
-from fastseg_losses.training.config import (
+from fastseg_losses.training.config import TrainConfig
+from fastseg_losses.training.data import Sample
+from fastseg_losses.training.exit_codes import (
     EXIT_COLLAPSED,
     EXIT_INTERRUPTED,
     EXIT_NON_FINITE,
-    TrainConfig,
 )
-from fastseg_losses.training.data import Sample
 from fastseg_losses.training.findings import Cause, Finding
-from fastseg_losses.training.monitor import CollapseMonitor
 from fastseg_losses.training.outputs import Outputs
 from fastseg_losses.training.progress import Progress
 from fastseg_losses.training.ring import StatsRing
 from fastseg_losses.training.tally import Tally
+from fastseg_losses.training.watch import Monitor
 
 LOGGER = logging.getLogger("fastseg_losses.training")
 
@@ -57,7 +58,7 @@ class Trainer:
 
     Args:
         config: the resolved settings.
-        model: maps images (N, 3, H, W) to logits (N, 1, H, W); moved to the device.
+        model: maps images (N, 3, H, W) to logits (N, 1, H, W) or (N, C, H, W); moved to the device.
         criterion: a loss of this package.
         train_loader: batches of `Sample`.
         val_loader: the same for validation; None if there is nothing to validate on.
@@ -74,7 +75,7 @@ class Trainer:
         train_loader: DataLoader[Sample],
         val_loader: DataLoader[Sample] | None,
         *,
-        monitor: CollapseMonitor,
+        monitor: Monitor,
         folder: Path,
         device: torch.device,
     ) -> None:
@@ -92,10 +93,13 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=device.type == "cuda",  # one launch instead of a dozen
         )
-        self.ring = StatsRing(config.check_every, criterion.stats_size, device)
-        self.val_ring = StatsRing(config.check_every, criterion.stats_size, device)
+        width = criterion.stats_size(config.channels)
+        self.ring = StatsRing(config.check_every, width, device)
+        self.val_ring = StatsRing(config.check_every, width, device)
+        self._classes = 0 if config.labels is None else config.labels.num_classes
         self.epoch = 0
         self.step = 0
+        self.alarms: list[Finding] = []
         self._interrupted = False
         self._shown: dict[str, float] = {}
 
@@ -139,19 +143,8 @@ class Trainer:
         if bad is not None or not (val.batches == 0 or math.isfinite(val.loss)):
             self._end_non_finite(f"after epoch {self.epoch + 1}, validation loss {val.loss:.4g}")
         self.epoch += 1
-        row: dict[str, float] = {
-            "epoch": self.epoch,
-            "train_loss": train.loss,
-            "val_loss": val.loss,
-            "pred_mean": train.pred_mean,
-            "target_mean": train.target_mean,
-            "pred_positive": train.pred_positive,
-            "pred_max": train.pred_max,
-            "val_dice": val.dice,
-            "val_iou": val.iou,
-            "lr": self._lr(),
-            "images_per_s": rate,
-        }
+        row = {"epoch": self.epoch} | report.metrics(train, val)
+        row |= {"lr": self._lr(), "images_per_s": rate}
         self.outputs.save_epoch(row, self.model, self.optimizer, step=self.step)
         if self.val_loader is not None:
             self.outputs.save_samples(row, self.model, self.val_loader.dataset, self.device)
@@ -164,10 +157,14 @@ class Trainer:
             *(row[n] for n in ("train_loss", "val_loss", "val_dice", "val_iou", "pred_mean")),
             *(row[n] for n in ("target_mean", "pred_positive", "pred_max", "images_per_s")),
         )
+        if self._classes:
+            LOGGER.info("  val_iou of %s", report.class_scores(val.class_iou))
+        for finding in self.monitor.observe_validation(val, lr=self._lr()):
+            self._act_on(finding)
 
     def _train_epoch(self) -> tuple[Tally, float]:
         self.model.train()
-        tally = Tally()
+        tally = Tally(self._classes)
         images = 0
         start = time.perf_counter()
         label = f"epoch {self.epoch + 1}/{self.config.epochs}"
@@ -200,11 +197,12 @@ class Trainer:
 
     def _act_on(self, finding: Finding) -> None:
         if finding.cause is Cause.RECOVERED:
-            LOGGER.info("step %d: %s", finding.step, finding.message)
+            LOGGER.info("%s", finding)
             return
         if finding.is_fatal:
             self._end_non_finite(finding.message)
-        LOGGER.warning("step %d: %s", finding.step, finding.message)
+        self.alarms.append(finding)
+        LOGGER.warning("%s", finding)
         accepted = finding.cause is Cause.NO_FOREGROUND and self.config.allow_no_foreground
         if self.config.on_collapse == "stop" and finding.is_collapse and not accepted:
             self._save_last()
@@ -225,7 +223,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> Tally:
         """Loss and counts over the validation rows, which are all annotated."""
-        tally = Tally()
+        tally = Tally(self._classes)
         if self.val_loader is None:
             return tally
         self.model.eval()
@@ -256,7 +254,7 @@ class Trainer:
         return image, mask, valid
 
     def _decoded(self, rows: list[list[float]]) -> Iterator[SegmentationSnapshot]:
-        return (decode(row, self.criterion.term_names) for row in rows)
+        return (decode(row, self.criterion.term_names, self._classes) for row in rows)
 
     def _lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])

@@ -1,11 +1,15 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from training.class_files import palette_png
 from training.index_files import GARBAGE, SIZE, image, mask, png, write_index, write_simple, zeros
 
-from fastseg_losses.training.audit import MAX_PROBLEMS, Census, take_census
+from fastseg_losses.training.audit import MAX_PROBLEMS, take_census
+from fastseg_losses.training.census import Census, ClassCensus
 from fastseg_losses.training.index import IndexTable
+from fastseg_losses.training.labels import Labels
 
 
 def share(part: float) -> bytes:
@@ -15,7 +19,7 @@ def share(part: float) -> bytes:
     return png(flat.reshape(10, 10))
 
 
-def census(path: Path, *arguments: object, **options: bool) -> Census:
+def census(path: Path, *arguments: object, **options: object) -> Any:
     return take_census(IndexTable(path), *arguments, **options)  # type: ignore[arg-type]
 
 
@@ -24,6 +28,7 @@ def test_counts_of_a_mixed_set(tmp_path: Path) -> None:
     flags = [True, True, False, True, True, False, False]
     images = [image(i, 10) for i in range(7)]
     found = census(write_index(tmp_path / "s.parquet", images, masks, flags))
+    assert isinstance(found, Census)
     assert found.rows == 7
     assert found.annotated == 4
     assert found.foreground == 3
@@ -40,6 +45,18 @@ def test_counts_of_a_mixed_set(tmp_path: Path) -> None:
     assert "Masks with non-zero values: 75.0%" in lines
     assert "Mask values found: 0, 255" in lines
     assert lines[-1] == "Verdict: Something to learn from: 3 annotated rows with foreground."
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(200, 8), (4095, 12), (4096, 14), (65535, 16)])
+def test_sixteen_bit_images_are_looked_at(largest: int, bits: int, tmp_path: Path) -> None:
+    deep = [png(np.full((SIZE, SIZE), value, np.uint16)) for value in (largest, 7)]
+    path = write_simple(tmp_path / "s.parquet", 3, image=[image(0), *deep])
+    found = census(path)
+    assert (found.deep_images, found.deep_largest, found.image_bits) == (2, largest, bits)
+    line = f"16-bit images: 2, largest value {largest}, which takes {bits} bits"
+    assert line in found.lines()
+    plain = census(path, [0])
+    assert plain.image_bits is None and "16-bit" not in "".join(plain.lines())
 
 
 def test_only_the_rows_asked_for_are_counted(tmp_path: Path) -> None:
@@ -125,3 +142,84 @@ def test_unannotated_image_is_not_looked_at_by_default(tmp_path: Path) -> None:
     )
     assert census(path).unreadable == 0
     assert census(path, decode_images=True).unreadable == 1
+
+
+def rows_of_ids(path: Path, *masks: list[int], flags: list[bool] | None = None) -> Path:
+    """An index with masks of 2x2 pixels."""
+    cells = [palette_png(np.array(ids, np.uint8).reshape(2, 2)) for ids in masks]
+    images = [image(i, 2) for i in range(len(cells))]
+    return write_index(path, images, cells, flags or [True] * len(cells))
+
+
+def test_class_census_counts_pixels_and_rows_of_each_class(tmp_path: Path) -> None:
+    path = rows_of_ids(
+        tmp_path / "s.parquet",
+        [0, 0, 1, 255],
+        [1, 1, 1, 1],
+        [255, 255, 255, 255],
+        [0, 3, 3, 1],
+        [2, 2, 2, 2],
+        flags=[True, True, True, True, False],
+    )
+    found = census(path, labels=Labels(5, 255))
+    assert isinstance(found, ClassCensus)
+    assert (found.rows, found.annotated, found.unannotated, found.unreadable) == (5, 4, 1, 0)
+    assert found.pixels == (3, 6, 0, 2, 0)
+    assert found.class_rows == (2, 3, 0, 1, 0)
+    assert found.alone_rows == (0, 1, 0, 0, 0)
+    assert (found.several_rows, found.ignored, found.ignored_rows) == (2, 5, 1)
+    assert found.missing == (2, 4)  # 2 is only in a mask that nobody drew
+    assert found.mask_values == (0, 1, 3, 255)
+    assert found.learnable
+    lines = found.lines()
+    for line in (
+        "Annotated with several classes: 2",
+        "Annotated with a single class: 1",
+        "Annotated and all ignored: 1",
+        "Ignored pixels (value 255): 31.2%",
+        "Class 1: 6 pixels (54.55%), in 3 of 4 rows",
+        "Classes that never occur: 2, 4",
+    ):
+        assert line in lines
+    assert "3 of 5 classes in 3 annotated rows" in found.verdict
+    assert "No pixel shows classes 2, 4" in found.verdict
+
+
+def test_an_ignored_class_is_not_counted_and_not_missed(tmp_path: Path) -> None:
+    found = census(rows_of_ids(tmp_path / "s.parquet", [0, 0, 1, 2]), labels=Labels(3, 0))
+    assert found.pixels == (0, 1, 1)
+    assert found.missing == ()
+    assert found.ignored == 2
+
+
+@pytest.mark.parametrize(
+    ("masks", "verdict"),
+    [
+        ([[1, 1, 255, 1], [1, 1, 1, 1]], "all 2 readable annotated masks show class 1 only"),
+        ([[255] * 4], "every pixel of the 1 readable annotated masks is ignored"),
+        ([[9, 0, 0, 0]], "no annotated row can be read"),
+    ],
+    ids=["one class", "all ignored", "unreadable"],
+)
+def test_fewer_than_two_classes_are_nothing_to_learn_from(
+    tmp_path: Path, masks: list[list[int]], verdict: str
+) -> None:
+    found = census(rows_of_ids(tmp_path / "s.parquet", *masks), labels=Labels(3, 255))
+    assert not found.learnable
+    assert verdict in found.verdict and "Nothing to learn from" in found.verdict
+
+
+def test_many_masks_of_one_and_the_same_class_are_asked_about(tmp_path: Path) -> None:
+    path = rows_of_ids(tmp_path / "s.parquet", [0] * 4, [0] * 4, [0, 1, 1, 1])
+    verdict = census(path, labels=Labels(2, 255)).verdict
+    assert "2 of 3 annotated masks show class 0 alone. Looks like missing annotation" in verdict
+
+
+def test_masks_with_other_values_are_named_with_what_they_hold(tmp_path: Path) -> None:
+    path = rows_of_ids(tmp_path / "s.parquet", [0, 1, 0, 1], [0, 7, 0, 255])
+    found = census(path, labels=Labels(2, 255))
+    assert found.unreadable == 1
+    (problem,) = found.problems
+    assert "row 1, column 'mask': expected class ids from 0 to 1, or 255, got 0, 7, 255" in problem
+    assert found.mask_values == (0, 1, 7, 255)
+    assert found.pixels == (2, 2)

@@ -77,6 +77,9 @@ def test_second_index_for_validation(tmp_path: Path) -> None:
     assert splits.train.rows == (0, 2)
     assert splits.val.rows == (0, 2)
     assert splits.val.index.path == b
+    (text,) = splits.left_out
+    assert f"{a}: 1 of 3 rows are left out of training" in text
+    assert open_index(a).left_out == ()
     assert open_index(b, val_path=a).train.rows == (0, 2)
     assert open_index(b, val_path=a).val.rows == (1,)
 

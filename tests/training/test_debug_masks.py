@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from training.class_files import class_squares, write_class_set
 from training.index_files import GARBAGE, image, mask, write_simple, zeros
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,8 +74,9 @@ def test_options(main: Main, tmp_path: Path, capsys: Capture) -> None:
     assert main([str(path)]) == 2
     assert main([str(path), "--allow-outside"]) == 0
     (tmp_path / "a.png").write_bytes(image(0)[:200])
-    assert main([str(path), "--allow-outside"]) == 0
-    assert main([str(path), "--allow-outside", "--decode-images"]) == 2
+    assert main([str(path), "--allow-outside"]) == 2
+    assert "cannot decode the picture" in capsys.readouterr().out
+    assert main([str(path), "--allow-outside", "--headers-only"]) == 0
 
 
 def test_help_is_quick_and_errors_are_exit_codes(tmp_path: Path) -> None:
@@ -90,3 +92,31 @@ def test_help_is_quick_and_errors_are_exit_codes(tmp_path: Path) -> None:
     failed = run(str(tmp_path / "no.parquet"))
     assert failed.returncode == 2
     assert "Traceback" not in failed.stderr
+
+
+def test_multiclass(main: Main, tmp_path: Path, capsys: Capture) -> None:
+    path = str(write_class_set(tmp_path / "s.parquet", undrawn=[3]))
+    options = ["--mode", "multiclass", "--num-classes"]
+    assert main([path, *options, "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "Samples with segmentation: 23 / 24" in lines
+    assert f"Class 0: {100 * 23:,} pixels" in " ".join(lines)
+    assert lines[-1].startswith("Verdict: Something to learn from: 3 of 3 classes")
+    assert main([path, *options, "2"]) == 2
+    assert "expected class ids from 0 to 1, or 255, got 0, 1, 2, 255" in capsys.readouterr().out
+    assert main([path, *options, "256", "--ignore-index", "2"]) == 0
+    assert "Ignored pixels (value 2)" in capsys.readouterr().out
+    images, _ = class_squares()
+    one = write_class_set(tmp_path / "one.parquet", masks=[zeros(32)] * len(images))
+    assert main([str(one), *options, "3"]) == 1
+    assert "Nothing to learn from: all 24" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line", ["--mode multiclass", "--num-classes 3", "--mode multiclass --num-classes 1"]
+)
+def test_options_that_do_not_fit_are_refused(main: Main, line: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["any.parquet", *line.split()])
+    assert caught.value.code == 2
+    assert "error: --num-classes: expected" in capsys.readouterr().err

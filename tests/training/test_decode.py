@@ -3,18 +3,23 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from training.class_files import packed_png, palette_png
 from training.index_files import GARBAGE, encode, image, png
 
 from fastseg_losses.training.decode import (
     DataError,
     binary_mask,
     check_same_size,
+    class_mask,
+    class_values,
     describe_values,
     image_pixels,
+    largest_value,
     mask_values,
     open_picture,
     upright_size,
 )
+from fastseg_losses.training.labels import Labels
 
 WHERE = "set.parquet: row 7, column 'mask'"
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
@@ -78,6 +83,16 @@ def test_one_bit_image_is_black_and_white() -> None:
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     deep = np.array([[0, 257, 256 * 100, 65535]], np.uint16)
     assert np.asarray(decoded(Image.fromarray(deep))).tolist() == [[0, 1, 100, 255]]
+
+
+def test_sixteen_bits_of_which_twelve_are_used() -> None:
+    picture = open_picture(png(np.array([[0, 4095, 2048]], np.uint16)), WHERE)
+    assert np.asarray(image_pixels(picture, WHERE, bits=12)).tolist() == [[0, 255, 128]]
+    assert largest_value(picture, WHERE) == 4095
+    picture = open_picture(png(np.array([[0, 4096]], np.uint16)), WHERE)
+    message = f"^{WHERE}: expected 16-bit values up to 4095 \\(12 bits\\), got 4096"
+    with pytest.raises(DataError, match=message):
+        image_pixels(picture, WHERE, bits=12)
 
 
 def test_orientation_of_a_jpeg_is_applied() -> None:
@@ -151,3 +166,54 @@ def test_sizes_must_agree() -> None:
 def test_many_values_are_shortened() -> None:
     assert describe_values([0, 255]) == "0, 255"
     assert describe_values(list(range(37)), limit=4) == "0, 1, 2, ..., 36 (37 values)"
+
+
+@pytest.mark.parametrize(
+    ("encoded", "ids"),
+    [
+        (png(np.array([[0, 3, 255]], np.uint8)), [0, 3, 255]),
+        (palette_png(np.array([[0, 3, 255]], np.uint8)), [0, 3, 255]),
+        (png(np.array([[0, 3, 300]], np.uint16)), [0, 3, 300]),
+        (encode(Image.fromarray(np.array([[False, True]])), "PNG"), [0, 1]),
+        (packed_png(b"\x01\x2f", bits=4, width=4), [0, 1, 2, 15]),
+        (packed_png(b"\x1b", bits=2, width=4), [0, 1, 2, 3]),
+    ],
+    ids=["grey", "palette", "16 bits", "1 bit", "4 bits", "2 bits"],
+)
+def test_class_ids_are_read_as_they_are_stored(encoded: bytes, ids: list[int]) -> None:
+    assert class_values(open_picture(encoded, WHERE), WHERE).tolist() == [ids]
+
+
+def test_class_ids_in_a_jpeg_are_refused_even_where_they_look_right() -> None:
+    zeros = open_picture(encode(Image.fromarray(np.zeros((8, 8), np.uint8)), "JPEG"), WHERE)
+    with pytest.raises(DataError, match=f"^{WHERE}: expected class ids in a PNG, got a JPEG"):
+        class_values(zeros, WHERE)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "dtype"),
+    [
+        (Labels(3, 255), [0, 1, 2, 255], np.uint8),
+        (Labels(3, 1), [0, 1, 2], np.uint8),
+        (Labels(300, 65535), [0, 299, 65535], np.int32),
+    ],
+)
+def test_accepted_class_ids_keep_their_value(
+    labels: Labels, values: list[int], dtype: type
+) -> None:
+    found = class_mask(np.array([values], np.uint16), WHERE, labels)
+    assert found.dtype == dtype
+    assert found.tolist() == [values]
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "message"),
+    [
+        (Labels(3, 255), [0, 3], "expected class ids from 0 to 2, or 255, got 0, 3"),
+        (Labels(3, 1), [0, 255], "expected class ids from 0 to 2, got 0, 255"),
+        (Labels(3, 255), [0, 254], "or 255, got 0, 254"),
+    ],
+)
+def test_refused_class_ids(labels: Labels, values: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=f"^{WHERE}: .*{message}$"):
+        class_mask(np.array([values], np.uint8), WHERE, labels)

@@ -52,6 +52,8 @@ def test_no_rows(tmp_path: Path) -> None:
         "has_segmentation": pa.array([], pa.bool_()),
     }
     refused(write_index(tmp_path / "set.parquet", [], [], [], **nothing), "no rows")
+    # As pandas writes it: without a value, the columns have no type either.
+    refused(write_index(tmp_path / "untyped.parquet", [], [], []), "no rows")
 
 
 @pytest.mark.parametrize("column", ["image", "mask", "has_segmentation"])

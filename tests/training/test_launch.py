@@ -1,22 +1,36 @@
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from training.index_files import write_index, zeros
-from training.runs import ROWS, SIZE, metrics, run, squares, write_set
+from training.index_files import png, write_index, zeros
+from training.runs import (
+    ROWS,
+    SIZE,
+    log,
+    metrics,
+    run,
+    same,
+    small_net,
+    squares,
+    weights,
+    write_set,
+)
 
 from fastseg_losses.training import launch as launching
 from fastseg_losses.training import outputs
-from fastseg_losses.training.config import EXIT_BAD_INPUT, EXIT_OK, EXIT_REFUSED
+from fastseg_losses.training.config import TrainConfig
+from fastseg_losses.training.exit_codes import EXIT_BAD_INPUT, EXIT_OK, EXIT_REFUSED
 from fastseg_losses.training.launch import pick_device
-from fastseg_losses.training.model import LightweightUNet
 
 
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny net, and no pictures, which take longer to draw than an epoch to train."""
-    monkeypatch.setattr(launching, "build_model", lambda spec: LightweightUNet(widths=(8, 16)))
+    monkeypatch.setattr(launching, "build_model", small_net)
     for name in ("plot_curves", "plot_samples"):
         monkeypatch.setattr(outputs.report, name, lambda *args, **options: None)
 
@@ -40,7 +54,7 @@ def test_a_folder_that_holds_something_is_refused(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").touch()
     assert run(write_set(tmp_path / "d.parquet"), tmp_path / "run") == EXIT_BAD_INPUT
-    assert "output_dir: expected a new or empty folder" in capsys.readouterr().err
+    assert "--output-dir: expected a new or empty folder" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious"]
 
 
@@ -54,8 +68,10 @@ def test_unreadable_rows_are_named_before_the_first_step(
     (masks if column == "mask" else images)[row] = b"garbage"
     data = write_index(tmp_path / "d.parquet", images, masks, [True] * 8)
     assert run(data, tmp_path / "run") == EXIT_BAD_INPUT
-    error = capsys.readouterr().err
+    shown = capsys.readouterr()
+    (error,) = shown.err.splitlines()
     assert f"row {row}, column '{column}'" in error and "d.parquet" in error
+    assert f"row {row}, column" not in shown.out, "said twice"
     assert not (tmp_path / "run").exists()
 
 
@@ -68,8 +84,9 @@ def test_damage_that_only_decoding_shows_is_one_line(
     data = write_index(tmp_path / "d.parquet", images, masks, [True] * 8)
     assert run(data, tmp_path / "run", num_workers=workers) == EXIT_BAD_INPUT
     (error,) = capsys.readouterr().err.splitlines()
-    assert "column 'image'" in error and "row " in error
-    assert "Traceback" not in error
+    assert error.startswith(f"{data}: row ") and "column 'image'" in error
+    # Nothing is left that would refuse the same folder once the data is repaired.
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_set_without_validation_rows_trains_and_reports_no_dice(tmp_path: Path) -> None:
@@ -82,6 +99,73 @@ def test_a_set_without_validation_rows_trains_and_reports_no_dice(tmp_path: Path
     assert metrics(folder)[0]["val_dice"] == ""
     assert (folder / "best.pt").is_file()
     assert not (folder / "samples.png").exists()
+
+
+def deep(images: list[bytes], bits: int) -> list[bytes]:
+    """The same pictures as 16-bit PNGs that use so many bits."""
+    pictures = [np.asarray(Image.open(io.BytesIO(image))) for image in images]
+    return [png((p * ((2**bits - 1) / p.max())).astype(np.uint16)) for p in pictures]
+
+
+def test_the_bits_of_16_bit_images_are_found_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, masks = squares(8)
+    data = write_index(tmp_path / "d.parquet", deep(images, 12), masks, [True] * 8)
+    assert run(data, tmp_path / "a") == EXIT_OK
+    assert "16-bit images, largest value 4095: read as 12 bits" in caplog.text
+    assert TrainConfig.load(tmp_path / "a" / "config.json").image_bits == 12
+    caplog.clear()
+    assert run(data, tmp_path / "b", image_bits=12) == EXIT_OK
+    assert "read as" not in caplog.text
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert run(data, tmp_path / "c", image_bits=16) == EXIT_OK
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+    capsys.readouterr()
+    assert run(data, tmp_path / "d", image_bits=10) == EXIT_BAD_INPUT
+    assert "--image-bits: expected at least 12 for 16-bit images" in capsys.readouterr().err
+
+
+def test_rows_that_a_second_file_leaves_out_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_set(tmp_path / "d.parquet")
+    assert run(data, tmp_path / "run", val=str(data)) == EXIT_OK
+    assert f"{data}: 4 of 24 rows are left out of training" in caplog.text
+    assert f"{data}: 20 of 24 rows are left out of validation" in caplog.text
+    caplog.clear()
+    assert run(data, tmp_path / "other") == EXIT_OK
+    assert "left out" not in caplog.text
+
+
+def test_flips_can_be_switched_off(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "d.parquet")
+    for name, off in (("flips", False), ("none", True)):
+        run(data, tmp_path / name, no_flips=off)
+    assert not same(weights(tmp_path / "flips"), weights(tmp_path / "none"))
+
+
+def test_the_last_line_names_the_last_score_and_the_alarms(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "d.parquet", undrawn=range(0, ROWS, 2))
+    run(data, tmp_path / "good", epochs=2)
+    scores = [float(row["val_dice"]) for row in metrics(tmp_path / "good")]
+    end = log(tmp_path / "good").splitlines()[-1]
+    epoch = 1 + scores.index(max(scores))
+    assert f"best validation Dice {max(scores):.4f} (epoch {epoch}), last {scores[-1]:.4f}" in end
+    assert "warning" not in end
+    data = write_set(tmp_path / "e.parquet", undrawn=range(ROWS), cell=zeros(SIZE), marked=True)
+    run(data, tmp_path / "bad", allow_no_foreground=True, check_every=2, epochs=4)
+    end = log(tmp_path / "bad").splitlines()[-1]
+    assert "1 warning of the monitor, the last at step 10: no foreground in the targets" in end
+
+
+def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(write_set(tmp_path / "d.parquet"), tmp_path / "run", tensorboard=True, epochs=2)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    written = [scalar.value for scalar in events.Scalars("val_dice")]
+    assert written == pytest.approx([float(r["val_dice"]) for r in metrics(tmp_path / "run")], 1e-4)
 
 
 class NoTensor(nn.Module):
@@ -97,19 +181,36 @@ class Fails(nn.Module):
 def test_a_net_with_the_wrong_output_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launching, "build_model", lambda spec: NoTensor())
+    monkeypatch.setattr(launching, "build_model", lambda spec, classes: NoTensor())
     assert run(write_set(tmp_path / "d.parquet"), tmp_path / "run") == EXIT_BAD_INPUT
-    assert "model: expected NoTensor to return a tensor, got dict" in capsys.readouterr().err
+    assert "--model: expected NoTensor to return a tensor, got dict" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_net_that_fails_keeps_its_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class NothingToTrain(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Fails, "Fails failed on images (1, 3, 32, 32): ValueError: a mistake in the user's net"),
+        (NothingToTrain, "expected NothingToTrain to have parameters to train, got none"),
+    ],
+)
+def test_a_net_that_cannot_be_trained_is_one_line(
+    net: type[nn.Module],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(launching, "build_model", lambda spec: Fails())
-    with pytest.raises(RuntimeError, match=r"the net failed on images \(1, 3, 32, 32\)") as caught:
-        run(write_set(tmp_path / "d.parquet"), tmp_path / "run")
-    assert "a mistake in the user's net" in str(caught.value.__cause__)
+    monkeypatch.setattr(launching, "build_model", lambda spec, classes: net())
+    assert run(write_set(tmp_path / "d.parquet"), tmp_path / "run") == EXIT_BAD_INPUT
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"--model: {message}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

@@ -77,23 +77,32 @@ def test_a_factory_must_return_a_module() -> None:
         build_model("collections:OrderedDict")
 
 
-def test_a_failing_factory_keeps_its_own_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def make():\n    raise RuntimeError('my own mistake')\n", "RuntimeError: my own mistake"),
+        ("def make(classes):\n    pass\n", "TypeError: make() missing 1 required"),
+        ("import surely_not_installed\n", "No module named 'surely_not_installed'"),
+        ("def make(:\n", "SyntaxError"),
+    ],
+    ids=["raises", "needs an argument", "import inside", "syntax"],
+)
+def test_a_mistake_in_the_users_own_file_is_one_line(
+    source: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    (tmp_path / "own_nets_b.py").write_text("def make():\n    raise ValueError('my own mistake')\n")
+    name = "own_nets_" + request.node.callspec.id.replace(" ", "_")
+    (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RuntimeError, match="own_nets_b:make failed") as caught:
-        build_model("own_nets_b:make")
-    assert str(caught.value.__cause__) == "my own mistake"
-
-
-def test_a_module_missing_inside_the_users_file_is_not_blamed_on_the_spec(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "own_nets_c.py").write_text("import surely_not_installed\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
-        build_model("own_nets_c:make")
+    with pytest.raises(ValueError, match=f"^model: .*{name}.* failed: ") as caught:
+        build_model(f"{name}:make")
+    text = str(caught.value)
+    assert message in text and "\n" not in text
+    if "raise " in source:
+        assert f"{name}.py, line 2" in text
 
 
 def test_wrong_logits_are_named() -> None:

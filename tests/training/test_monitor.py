@@ -6,6 +6,7 @@ import pytest
 from fastseg_losses.stats import SegmentationSnapshot
 from fastseg_losses.training.findings import Cause, Finding
 from fastseg_losses.training.monitor import CollapseMonitor
+from fastseg_losses.training.tally import Tally
 
 PIXELS = 10_000.0
 
@@ -142,7 +143,7 @@ def test_a_faint_prediction_is_a_collapse_even_with_some_pixels_above_one_half()
 )
 def test_faint_takes_both_a_small_mean_and_a_small_ratio(pred: float, target: float) -> None:
     batch = snapshot(pred, target, predicted=pred, found=0.9 * pred)
-    assert feed(CollapseMonitor(), batch, 1000) == []
+    assert Cause.NOT_PREDICTED not in causes(feed(CollapseMonitor(), batch, 1000))
 
 
 def test_everything_predicted_is_reported() -> None:
@@ -265,3 +266,84 @@ def test_unannotated_batches_do_not_dilute_the_judgement() -> None:
 def test_settings_out_of_range_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="check_every, patience, warmup"):
         CollapseMonitor(**values)
+
+
+def windows(recalls: list[float], *, precision: float = 0.5) -> list[Finding]:
+    """The findings of a run whose checks find these shares of the foreground."""
+    monitor = CollapseMonitor(check_every=10, empty_rows=55, annotated_rows=96)
+    findings = []
+    for recall in recalls:
+        found = 0.08 * recall
+        batch = snapshot(0.05, 0.08, predicted=found / precision, found=found)
+        findings += feed(monitor, batch, 10)
+    return findings
+
+
+def test_a_net_that_misses_most_without_two_silent_checks_in_a_row_is_reported() -> None:
+    # BCE with 55 of 96 training masks emptied, as measured; each blank check is followed by one
+    # with a little more than nothing.
+    (finding,) = windows([0.66, 0.12, 0.0, 0.02, 0.0, 0.012, 0.0, 0.013, 0.0, 0.032, 0.0, 0.02])
+    assert finding.cause is Cause.MOSTLY_MISSED
+    assert finding.is_collapse
+    assert finding.step == 60
+    for part in ("4 of the last 6 checks", "less than 10%", "55 of 96", "learning rate"):
+        assert part in finding.message
+
+
+def test_missing_in_half_of_the_checks_is_no_alarm() -> None:
+    assert windows([0.6, 0.02, 0.5, 0.03, 0.55, 0.02, 0.6, 0.01, 0.6, 0.02], precision=0.9) == []
+
+
+@pytest.mark.parametrize(
+    "recalls",
+    [
+        [0.0, 0.0, 0.0, 0.02, 0.0, 0.03, 0.05, 0.08, 0.15, 0.3, 0.5, 0.6],
+        [0.012 * 1.2**k for k in range(20)],
+    ],
+    ids=["slow start", "hard but learning"],
+)
+def test_a_net_that_gets_better_is_not_reported(recalls: list[float]) -> None:
+    assert windows(recalls, precision=0.9) == []
+
+
+def test_the_end_of_missing_is_reported_once_it_lasts() -> None:
+    swings = [0.66, 0.12, 0.0, 0.02, 0.0, 0.012, 0.0]
+    findings = windows([*swings, 0.6, 0.0, 0.6, 0.6, 0.02, 0.6, 0.6, 0.7, 0.7], precision=0.9)
+    assert causes(findings) == [Cause.MOSTLY_MISSED, Cause.RECOVERED]
+    assert findings[-1].step == 150
+
+
+def validation(dice: float) -> Tally:
+    tally = Tally()
+    found = 0.1 * dice
+    tally.add(snapshot(predicted=0.1, found=found))
+    return tally
+
+
+def test_a_validation_score_far_below_its_best_is_a_warning_of_its_own() -> None:
+    monitor = CollapseMonitor(empty_rows=55, annotated_rows=96)
+    findings = []
+    for dice in (0.86, 0.0, 0.2, 0.05, 0.0):
+        assert feed(monitor, HEALTHY, 50) == []
+        findings += monitor.observe_validation(validation(dice), lr=3e-3)
+    (finding,) = findings
+    assert finding.cause is Cause.VALIDATION_FELL
+    assert finding.step == 200
+    assert not finding.is_collapse
+    for part in (
+        "validation Dice fell: 3 epochs in a row",
+        "0.8600 in epoch 1",
+        "the last: 0.0000, 0.2000, 0.0500",
+        "55 of 96",
+        "learning rate",
+        "lr 0.003",
+    ):
+        assert part in finding.message
+    (recovery,) = monitor.observe_validation(validation(0.9), lr=3e-3)
+    assert recovery.cause is Cause.RECOVERED
+    assert "validation Dice recovered: 0.9000" in recovery.message
+
+
+def test_a_finding_reads_as_text() -> None:
+    (finding,) = feed(CollapseMonitor(), SILENT, 250)
+    assert str(finding) == f"step 250: {finding.message}"

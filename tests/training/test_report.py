@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from fastseg_losses.training import report
+from fastseg_losses.training.labels import Labels
 from fastseg_losses.training.outputs import rank
+from fastseg_losses.training.tally import Tally
 
 
 def row(epoch: int, **values: float) -> dict[str, float]:
@@ -77,4 +79,66 @@ def test_the_error_picture_tells_the_three_kinds_apart() -> None:
     ids=["dice", "equal dice", "no dice", "no validation"],
 )
 def test_best_means_dice_then_loss(better: dict[str, float], worse: dict[str, float]) -> None:
-    assert rank(row(1, **better)) > rank(row(1, **worse))
+    assert rank(row(1, **better), "val_dice") > rank(row(1, **worse), "val_dice")
+
+
+def test_multiclass_metrics_add_columns_behind_the_existing_ones(tmp_path: Path) -> None:
+    names = report.columns(Labels(2, 255))
+    assert names[: len(report.COLUMNS)] == report.COLUMNS == report.columns(None)
+    assert ",".join(names[len(report.COLUMNS) :]) == (
+        "val_miou,val_mdice,val_iou_0,val_iou_1,val_dice_0,val_dice_1"
+    )
+    values = report.metrics(Tally(2), Tally(2)) | {"epoch": 1, "lr": 0.1, "images_per_s": 3.0}
+    assert set(values) == set(names)
+    report.write_metrics(tmp_path / "metrics.csv", [values], names)
+    header, line = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert header == ",".join(names)
+    assert line == "1" + "," * 9 + "0.1,3" + "," * 6  # what was not seen has no number
+
+
+def test_multiclass_scores_are_those_of_the_validation_rows() -> None:
+    train, val = Tally(2), Tally(2)
+    val.class_tp, val.class_fp, val.class_fn = [6.0, 2.0], [2.0, 0.0], [0.0, 2.0]
+    values = report.metrics(train, val)
+    assert values["val_iou"] == values["val_miou"] == pytest.approx((6 / 8 + 2 / 4) / 2)
+    assert values["val_dice"] == values["val_mdice"] == pytest.approx((12 / 14 + 4 / 6) / 2)
+    assert (values["val_iou_0"], values["val_iou_1"]) == (6 / 8, 2 / 4)
+
+
+def test_a_log_shows_the_scores_of_all_classes_or_of_the_lowest() -> None:
+    assert report.class_scores([0.5, math.nan, 0.25]) == "each class: 0: 0.500, 2: 0.250"
+    many = report.class_scores([1 - k / 100 for k in range(100)])
+    assert many.startswith("the 20 lowest classes: 99: 0.010, 98: 0.020")
+    assert many.count(",") == 19
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_multiclass_pictures(count: int, tmp_path: Path) -> None:
+    labels = Labels(count, 255)
+    values = dict.fromkeys(report.columns(labels), 0.5)
+    report.plot_curves(tmp_path / "curves.png", [values | {"epoch": 1}], labels)
+    ids = torch.randint(count, (2, 1, 16, 16), dtype=torch.uint8)
+    ids[:, :, :4] = 255
+    predicted = torch.randint(count, (2, 1, 16, 16))
+    path = tmp_path / "samples.png"
+    report.plot_class_samples(path, torch.randn(2, 3, 16, 16), ids, predicted, labels, title="t")
+    for name in ("curves.png", "samples.png"):
+        Image.open(tmp_path / name).verify()
+
+
+def test_pictures_of_class_ids_colour_classes_and_grey_out_what_is_ignored() -> None:
+    labels = Labels(3, 255)
+    colours = report.class_colours(3)
+    target, prediction = np.array([[0, 2, 255]]), np.array([[0, 1, 1]])
+    pictures = report.class_pictures(target, prediction, labels)
+    grey = report.IGNORED
+    np.testing.assert_allclose(pictures["target"][0], [colours[0], colours[2], grey])
+    np.testing.assert_allclose(pictures["prediction"][0], [colours[0], colours[1], grey])
+    error = [report.TRUE_POSITIVE, report.FALSE_POSITIVE, grey]
+    np.testing.assert_allclose(pictures["error"][0], error)
+
+
+def test_colours_of_classes_differ_from_each_other_and_from_grey() -> None:
+    colours = report.class_colours(20)
+    assert len({tuple(colour) for colour in colours.round(2).tolist()}) == 20
+    assert (colours.max(1) - colours.min(1)).min() > 0.3

@@ -3,7 +3,12 @@ from typing import IO
 
 import pytest
 
-from fastseg_losses.training.run_folder import check_free, make_run_folder, write_atomically
+from fastseg_losses.training.run_folder import (
+    check_free,
+    is_unfinished,
+    make_run_folder,
+    write_atomically,
+)
 
 
 def test_numbered_folders_are_fresh_each_time(tmp_path: Path) -> None:
@@ -39,6 +44,23 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     path.touch()
     with pytest.raises(ValueError, match="output_dir: expected a folder"):
         check_free(str(path))
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="output_dir: cannot make the folder '.*file/run'"):
+        make_run_folder(str(tmp_path / "file" / "run"))
+
+
+def test_only_what_precedes_the_first_epoch_is_unfinished(tmp_path: Path) -> None:
+    for name in ("logs", "synthetic"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "config.json").touch()
+    assert is_unfinished(tmp_path)
+    for name in ("last.pt", "metrics.csv", "precious"):
+        (tmp_path / name).touch()
+        assert not is_unfinished(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

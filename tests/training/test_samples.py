@@ -5,10 +5,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from training.class_files import palette_png
 from training.index_files import GARBAGE, SIZE, image, mask, png, write_index, write_simple, zeros
 
 from fastseg_losses.training.decode import DataError
 from fastseg_losses.training.index import IndexTable
+from fastseg_losses.training.labels import Labels
 from fastseg_losses.training.samples import MEAN, STD, ParquetSegmentation
 
 
@@ -179,3 +181,33 @@ def test_arguments_out_of_range(tmp_path: Path) -> None:
     for row in (-1, 2):
         with pytest.raises(ValueError, match=f"rows: expected numbers from 0 to 1, got {row}"):
             ParquetSegmentation(index, [0, row], 8)
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype"), [(Labels(4, 255), "uint8"), (Labels(300, 255), "int32")]
+)
+def test_class_ids_reach_the_sample_and_are_never_interpolated(
+    tmp_path: Path, labels: Labels, dtype: str
+) -> None:
+    ids = np.zeros((8, 4), np.uint8)
+    ids[:, 2:], ids[:2] = 3, 255
+    cells = [palette_png(ids), GARBAGE]
+    path = write_index(tmp_path / "s.parquet", [png(ids)] * 2, cells, [True, False])
+    data = dataset(path, 16, labels=labels)
+    expected = torch.zeros(1, 16, 16, dtype=getattr(torch, dtype))
+    expected[:, :, 8:], expected[:, :4] = 3, 255
+    assert torch.equal(data[0]["mask"], expected)
+    assert data[0]["mask"].dtype == expected.dtype
+    # Not annotated: the mask's bytes are never read, and the type is that of its neighbours.
+    assert torch.equal(data[1]["mask"], torch.zeros_like(expected))
+    assert data[1]["mask"].dtype == expected.dtype
+    assert not data[1]["valid"]
+
+
+def test_class_ids_out_of_range_name_file_row_column_and_values(tmp_path: Path) -> None:
+    ids = np.array([[0, 1], [2, 255]], np.uint8)
+    path = write_index(tmp_path / "s.parquet", [png(ids)] * 2, [png(ids)] * 2, [True] * 2)
+    message = "row 1, column 'mask': expected class ids from 0 to 1, or 255, got 0, 1, 2, 255"
+    with pytest.raises(DataError, match=message) as caught:
+        dataset(path, 2, labels=Labels(2, 255))[1]
+    assert str(path) in str(caught.value)

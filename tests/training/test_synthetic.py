@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -7,10 +8,12 @@ import pytest
 from PIL import Image
 
 from fastseg_losses.training.audit import take_census
+from fastseg_losses.training.census import ClassCensus
 from fastseg_losses.training.data import ParquetSegmentation, open_index
 from fastseg_losses.training.decode import DataError
 from fastseg_losses.training.index import IndexTable
-from fastseg_losses.training.synthetic import FILE_NAME, write_synthetic_set
+from fastseg_losses.training.labels import Labels
+from fastseg_losses.training.synthetic import BACKGROUND, FILE_NAME, write_synthetic_set
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,32 @@ def test_same_arguments_give_the_same_set(tmp_path: Path) -> None:
     assert cells("b", rows=15)[:12] == first  # a row does not depend on how many there are
     assert cells("b", rows=12, seed=1) != first
     assert [p.name for p in (tmp_path / "b").iterdir()] == [FILE_NAME]
+
+
+def test_multiclass_set_has_every_state_and_sparse_classes(tmp_path: Path) -> None:
+    path = write_synthetic_set(tmp_path, rows=100, mode="multiclass")
+    splits, labels = open_index(path), Labels(5, 255)
+    for split in (splits.train_all, splits.val_all):
+        census = take_census(*split, labels=labels)
+        assert isinstance(census, ClassCensus)
+        assert census.learnable and census.unreadable == 0
+        assert census.mask_values == (0, 1, 2, 3, 4, 255)
+        assert census.missing == ()
+        total = sum(census.pixels)
+        assert census.ignored / (total + census.ignored) == pytest.approx(1 - (90 / 96) ** 2)
+        shares = [count / total for count in census.pixels]
+        assert shares[BACKGROUND] > 0.9
+        assert all(0.003 < share < 0.05 for share in shares[:BACKGROUND])
+        assert census.alone_rows[BACKGROUND] >= 1  # annotated, and nothing to see
+    assert take_census(*splits.train_all, labels=labels).unannotated == 20
+
+
+def test_multiclass_set_is_the_same_for_the_same_arguments(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"rows": 12, "image_size": 32, "mode": "multiclass"}
+    first = pq.read_table(write_synthetic_set(tmp_path / "a", **options)).to_pylist()
+    assert pq.read_table(write_synthetic_set(tmp_path / "b", **options)).to_pylist() == first
+    masks = [row["mask"] for row in first if row["has_segmentation"]]
+    assert {Image.open(io.BytesIO(mask)).mode for mask in masks} == {"P"}
 
 
 @pytest.mark.parametrize("size", [32, 128])

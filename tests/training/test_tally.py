@@ -2,13 +2,12 @@ import math
 
 import pytest
 
-from fastseg_losses.stats import SegmentationSnapshot
+from fastseg_losses.stats import FIELDS, SegmentationSnapshot
 from fastseg_losses.training.tally import Tally
 
 
 def snapshot(valid: float, **values: float) -> SegmentationSnapshot:
-    names = SegmentationSnapshot.__dataclass_fields__
-    zeros = {name: 0.0 for name in names if name != "terms"}
+    zeros = dict.fromkeys(FIELDS, 0.0)
     return SegmentationSnapshot(**(zeros | {"valid": valid} | values), terms={})
 
 
@@ -52,3 +51,28 @@ def test_dice_of_empty_targets_and_empty_predictions_is_no_number_rather_than_on
     tally = Tally()
     tally.add(snapshot(100))
     assert math.isnan(tally.dice)
+
+
+def classes(tp: list[float], fp: list[float], fn: list[float]) -> SegmentationSnapshot:
+    each = {"class_tp": tuple(tp), "class_fp": tuple(fp), "class_fn": tuple(fn)}
+    return snapshot(sum(tp) + sum(fn), **each)  # type: ignore[arg-type]
+
+
+def test_class_scores_come_from_summed_counts_and_means_from_classes_that_occur() -> None:
+    tally = Tally(num_classes=4)
+    tally.add(classes([40, 0, 0, 0], [10, 0, 0, 0], [0, 10, 0, 0]))
+    tally.add(snapshot(0, class_tp=(0.0,) * 4, class_fp=(0.0,) * 4, class_fn=(0.0,) * 4))  # type: ignore[arg-type]
+    tally.add(classes([30, 10, 0, 0], [0, 5, 5, 0], [10, 0, 0, 0]))
+    assert tally.valid == 100
+    assert tally.class_iou[:3] == pytest.approx([70 / 90, 10 / 25, 0.0])
+    assert math.isnan(tally.class_iou[3])  # neither predicted nor there
+    # Class 2 is predicted and never there: what it took already counts at class 0.
+    assert tally.mean_iou == pytest.approx((70 / 90 + 10 / 25) / 2)
+    assert tally.mean_dice == pytest.approx((140 / 160 + 20 / 35) / 2)
+    assert tally.class_pred == pytest.approx([0.8, 0.15, 0.05, 0.0])
+    assert tally.class_target == pytest.approx([0.8, 0.2, 0.0, 0.0])
+
+
+def test_classes_that_were_not_seen_have_no_number() -> None:
+    tally = Tally(num_classes=2)
+    assert all(math.isnan(score) for score in (*tally.class_iou, tally.mean_iou, tally.mean_dice))

@@ -9,21 +9,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 from training.index_files import zeros
-from training.runs import ROWS, SIZE, log, metrics, run, same, weights, write_set
+from training.runs import (
+    ROWS,
+    SIZE,
+    log,
+    make_trainer,
+    metrics,
+    run,
+    same,
+    small_net,
+    weights,
+    write_set,
+)
 
-from fastseg_losses.losses import get_loss_function
 from fastseg_losses.stats import decode
 from fastseg_losses.training import launch as launching
 from fastseg_losses.training import outputs
-from fastseg_losses.training.config import (
+from fastseg_losses.training.exit_codes import (
     EXIT_COLLAPSED,
     EXIT_INTERRUPTED,
     EXIT_NON_FINITE,
     EXIT_OK,
-    resolve,
 )
-from fastseg_losses.training.model import LightweightUNet
-from fastseg_losses.training.monitor import CollapseMonitor
 from fastseg_losses.training.trainer import Trainer
 
 PICTURES = (outputs.report.plot_curves, outputs.report.plot_samples)
@@ -32,7 +39,7 @@ PICTURES = (outputs.report.plot_curves, outputs.report.plot_samples)
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny net, and no pictures, which take longer to draw than an epoch to train."""
-    monkeypatch.setattr(launching, "build_model", lambda spec: LightweightUNet(widths=(8, 16)))
+    monkeypatch.setattr(launching, "build_model", small_net)
     for name in ("plot_curves", "plot_samples"):
         monkeypatch.setattr(outputs.report, name, lambda *args, **options: None)
 
@@ -186,28 +193,26 @@ def test_max_steps_ends_in_the_middle_of_an_epoch_and_still_validates(tmp_path: 
     assert metrics(folder)[1]["val_dice"]
 
 
-def make_trainer(tmp_path: Path, device: torch.device, check_every: int = 50) -> Trainer:
-    config = resolve({"check_every": check_every})
-    return Trainer(
-        config,
-        LightweightUNet(widths=(8, 16)),
-        get_loss_function(config.loss, **config.loss_arguments()),
-        [],  # type: ignore[arg-type]
-        None,
-        monitor=CollapseMonitor(),
-        folder=tmp_path,
-        device=device,
-    )
-
-
-def batch_of(valid: list[bool], *, pinned: bool = False) -> dict[str, Tensor]:
+def batch_of(valid: list[bool], *, classes: int = 0, pinned: bool = False) -> dict[str, Tensor]:
     count = len(valid)
+    mask = (
+        torch.randint(classes, (count, 1, SIZE, SIZE), dtype=torch.uint8)
+        if classes
+        else (torch.rand(count, 1, SIZE, SIZE) > 0.9).to(torch.uint8)
+    )
     batch = {
         "image": torch.randn(count, 3, SIZE, SIZE),
-        "mask": (torch.rand(count, 1, SIZE, SIZE) > 0.9).to(torch.uint8),
+        "mask": mask,
         "valid": torch.tensor(valid),
     }
     return {name: value.pin_memory() if pinned else value for name, value in batch.items()}
+
+
+# Settings of the two modes, and the number of classes that have statistics of their own.
+MODES = [
+    pytest.param({}, 0, id="binary"),
+    pytest.param({"data": "d", "mode": "multiclass", "num_classes": 5}, 5, id="multiclass"),
+]
 
 
 def test_a_batch_without_annotation_is_harmless(tmp_path: Path) -> None:
@@ -227,9 +232,13 @@ def test_a_batch_without_annotation_is_harmless(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_on_cuda_the_loop_does_not_sync_between_two_checks(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, torch.device("cuda", 0), check_every=5)
-    batches = [batch_of([True, False, True, True], pinned=True) for _ in range(4)]
+@pytest.mark.parametrize(("settings", "classes"), MODES)
+def test_on_cuda_the_loop_does_not_sync_between_two_checks(
+    settings: dict[str, Any], classes: int, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path, torch.device("cuda", 0), check_every=5, **settings)
+    valid = [True, False, True, True]
+    batches = [batch_of(valid, classes=classes, pinned=True) for _ in range(4)]
     for batch in batches:  # compiles kernels, allocates
         trainer.train_step(batch)
     trainer.ring.flush()
@@ -244,15 +253,19 @@ def test_on_cuda_the_loop_does_not_sync_between_two_checks(tmp_path: Path) -> No
         torch.cuda.set_sync_debug_mode("default")
     seen += trainer.ring.flush()
     assert len(seen) == 23
-    assert all(decode(row, trainer.criterion.term_names).valid == 3 * SIZE**2 for row in seen)
+    names = trainer.criterion.term_names
+    assert all(decode(row, names, classes).valid == 3 * SIZE**2 for row in seen)
 
 
 @pytest.mark.gpu
-def test_on_cuda_statistics_and_monitor_launch_no_kernel_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("settings", "classes"), MODES)
+def test_on_cuda_statistics_and_monitor_launch_no_kernel_of_their_own(
+    settings: dict[str, Any], classes: int, tmp_path: Path
+) -> None:
     from torch.profiler import ProfilerActivity, profile
 
-    trainer = make_trainer(tmp_path, torch.device("cuda", 0), check_every=5)
-    batch = batch_of([True, False, True, True], pinned=True)
+    trainer = make_trainer(tmp_path, torch.device("cuda", 0), check_every=5, **settings)
+    batch = batch_of([True, False, True, True], classes=classes, pinned=True)
 
     def plain_step() -> None:
         images, masks, valid = trainer._to_device(batch)
@@ -263,7 +276,7 @@ def test_on_cuda_statistics_and_monitor_launch_no_kernel_of_their_own(tmp_path: 
     def watched_step() -> None:
         trainer.train_step(batch)
         for row in trainer.ring.ready():
-            trainer.monitor.observe(decode(row, trainer.criterion.term_names), lr=1e-3)
+            trainer.monitor.observe(decode(row, trainer.criterion.term_names, classes), lr=1e-3)
 
     counts = {}
     for step in (plain_step, watched_step):

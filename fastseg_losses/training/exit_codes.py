@@ -1,0 +1,8 @@
+"""The exit codes of ``train.py``."""
+
+EXIT_OK = 0
+EXIT_BAD_INPUT = 2
+EXIT_REFUSED = 3
+EXIT_COLLAPSED = 4
+EXIT_NON_FINITE = 5
+EXIT_INTERRUPTED = 130

@@ -1,0 +1,96 @@
+"""What a run says: on the console at once, and in its folder's ``logs/training.log``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastseg_losses.training.census import RowCensus
+from fastseg_losses.training.progress import ConsoleHandler
+from fastseg_losses.training.run_folder import discard, is_unfinished
+from fastseg_losses.training.trainer import LOGGER, Trainer
+
+
+class RunLog:
+    """Holds lines back until there is a folder to write them to.
+
+    Attributes:
+        folder: the run's folder, once there is one.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.buffer = logging.handlers.MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1)
+
+    def write_to(self, folder: Path) -> None:
+        """Write everything so far, and each line from here on, into the run's folder."""
+        self.folder = folder
+        (folder / "logs").mkdir()
+        file = logging.FileHandler(folder / "logs" / "training.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.buffer.setTarget(file)
+        self.buffer.flush()
+        self.buffer.flushLevel = logging.DEBUG
+
+
+@contextlib.contextmanager
+def run_log() -> Iterator[RunLog]:
+    """Log to the console and, as soon as there is one, into the run's folder.
+
+    A folder in which no epoch was finished and no weights were saved is removed at the end, so that
+    the same ``--output-dir`` can be used again.
+    """
+    console = ConsoleHandler()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    log = RunLog()
+    level = LOGGER.level
+    LOGGER.setLevel(logging.INFO)
+    for handler in (console, log.buffer):
+        LOGGER.addHandler(handler)
+    try:
+        yield log
+    finally:
+        unfinished = log.folder is not None and is_unfinished(log.folder)
+        if unfinished:
+            LOGGER.info("no epoch was finished: %s is removed", log.folder)
+        for handler in (console, log.buffer):
+            LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+        target = log.buffer.target
+        log.buffer.close()
+        if target is not None:
+            target.close()
+        if log.folder is not None and unfinished:
+            discard(log.folder)
+
+
+def log_census(what: str, census: RowCensus) -> None:
+    """A census, without its list of unreadable rows: the error message that follows names them."""
+    LOGGER.info("census of the %s:", what)
+    for line in census.lines(problems=False):
+        LOGGER.info("  %s", line)
+
+
+def log_end(trainer: Trainer, seconds: float) -> None:
+    """The last line of a run that reached its end."""
+    parts = [f"finished: {trainer.step} steps in {seconds:.0f} s"]
+    column, name = trainer.outputs.score
+    scores = [row[column] for row in trainer.outputs.rows]
+    known = [score for score in scores if not math.isnan(score)]
+    if known:
+        parts.append(
+            f"best validation {name} {max(known):.4f} (epoch {1 + scores.index(max(known))}), "
+            f"last {known[-1]:.4f}"
+        )
+    if trainer.alarms:
+        last = trainer.alarms[-1]
+        count = len(trainer.alarms)
+        parts.append(
+            f"{count} warning{'s' if count > 1 else ''} of the monitor, the last at step "
+            f"{last.step}: {last.cause.value}"
+        )
+    LOGGER.info("%s; results in %s", ", ".join(parts), trainer.outputs.folder)
