@@ -45,7 +45,7 @@ class SegmentationLoss(nn.Module):
         backend: "auto" (Triton on CUDA tensors where it runs, else torch), "triton" or "torch".
         pos_weight: weight of the positive class in the BCE term, a scalar or (C,), or None; not
             with a softmax.
-        alpha: (C,) weights of the classes in a softmax focal term, or None.
+        class_alpha: (C,) weights of the classes in a softmax focal term, or None.
 
     Raises:
         TypeError: an argument of the wrong type, or one that the loss does not have.
@@ -73,14 +73,9 @@ class SegmentationLoss(nn.Module):
         upsample: str | None = None,
         backend: str = "auto",
         pos_weight: Weights = None,
-        alpha: Tensor | None = None,
+        class_alpha: Tensor | None = None,
         **unknown: Any,
     ) -> None:
-        if unknown:
-            raise TypeError(
-                f"{type(self).__name__}: unexpected argument {next(iter(unknown))!r}; "
-                f"help(fastseg_losses.{type(self).__name__}) lists what it takes"
-            )
         super().__init__()
         self.spec: LossSpec = specs.make_spec(
             points,
@@ -94,14 +89,18 @@ class SegmentationLoss(nn.Module):
             activation=activation,
             upsample=upsample,
         )
+        if pos_weight is not None and "bce" not in self.spec.term_names:
+            unknown["pos_weight"] = pos_weight
+        if class_alpha is not None and "focal" not in self.spec.term_names:
+            unknown["class_alpha"] = class_alpha
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__}: unexpected argument {next(iter(unknown))!r}; "
+                f"help(fastseg_losses.{type(self).__name__}) lists what it takes"
+            )
         if backend not in BACKENDS:
             raise ValueError(
                 f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
-            )
-        if self.spec.softmax and pos_weight is not None:
-            raise ValueError(
-                "pos_weight: expected None with a softmax over the classes (class_weights weigh "
-                f"them), got {pos_weight!r}"
             )
         self.backend = backend
         self._softmax = self.spec.softmax
@@ -111,7 +110,7 @@ class SegmentationLoss(nn.Module):
         self.register_buffer(
             "pos_weight", weight_vector("pos_weight", pos_weight), persistent=False
         )
-        self.register_buffer("alpha", alpha, persistent=False)
+        self.register_buffer("alpha", class_alpha, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the weights with the module, but keep them float32: `model.half()` is for nets."""

@@ -240,11 +240,8 @@ def live_pixels(
     live = None
     if ignore_index is not None:
         # In floating point: uint8 compared with -100 as integers would wrap to 156.
-        kind = (
-            torch.float64
-            if targets.dtype in (torch.int64, torch.int32, torch.float64)
-            else torch.float32
-        )
+        wide = targets.dtype.itemsize > 2 and targets.dtype != torch.float32
+        kind = torch.float64 if wide else torch.float32
         live = targets.to(kind) != ignore_index
     if valid is not None:
         shape = (

@@ -26,7 +26,7 @@ class BCELoss(SegmentationLoss):
     def __init__(
         self, pos_weight: Weights = None, label_smoothing: float = 0.0, **shared: Any
     ) -> None:
-        if shared.get("mode") == "multiclass" and shared.get("activation") is None:
+        if specs.is_softmax(shared):
             raise ValueError(
                 "mode: expected 'binary' or 'multilabel' for BCELoss, or activation='sigmoid' "
                 "(CrossEntropyLoss serves a softmax), got 'multiclass'"
@@ -172,7 +172,10 @@ class FocalLoss(SegmentationLoss):
     ) -> None:
         one, each = specs.split_alpha(alpha, shared)
         super().__init__(
-            [specs.focal_term(1.0, one, gamma)], [], alpha=weight_vector("alpha", each), **shared
+            [specs.focal_term(1.0, one, gamma)],
+            [],
+            class_alpha=weight_vector("alpha", each),
+            **shared,
         )
 
 
@@ -263,11 +266,16 @@ class CombinedSegmentationLoss(SegmentationLoss):
             ),
         ]
         pos_weight = weight_vector("bce_pos_weight", bce_pos_weight)
+        if pos_weight is not None and specs.is_softmax(shared):
+            raise ValueError(
+                "bce_pos_weight: expected None with a softmax over the classes (class_weights "
+                f"weigh them), got {bce_pos_weight!r}"
+            )
         super().__init__(
             [term for term in points if term.weight],
             [term for term in regions if term.weight],
             pos_weight=pos_weight if bce else None,
-            alpha=weight_vector("focal_alpha", each) if focal else None,
+            class_alpha=weight_vector("focal_alpha", each) if focal else None,
             **shared,
         )
 

@@ -55,7 +55,8 @@ def segmentation_loss(
     """
     plan = None
     compiling = torch.compiler.is_compiling()
-    if PLANS and not compiling and (backend == "auto" or backend == "triton"):
+    # compiling first: a look at PLANS would be a guard of compiled code, broken by each new plan
+    if not compiling and PLANS and (backend == "auto" or backend == "triton"):
         try:
             # seen before: nothing is left to check
             plan = PLANS.get(key_of(spec, inputs)) if inputs[0].is_cuda else None

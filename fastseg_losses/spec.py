@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 MODES = ("binary", "multilabel", "multiclass")
@@ -130,6 +131,11 @@ def bce_term(weight: float = 1.0, label_smoothing: float = 0.0, *, prefix: str =
 BINARY_ALPHA = float("0.25")
 
 
+def is_softmax(shared: dict[str, Any]) -> bool:
+    """Whether these shared arguments ask for a softmax over the classes."""
+    return shared.get("mode") == "multiclass" and shared.get("activation") is None
+
+
 def split_alpha(
     alpha: float | Sequence[float] | None, shared: dict[str, Any], *, prefix: str = ""
 ) -> tuple[float | None, Sequence[float] | None]:
@@ -139,8 +145,8 @@ def split_alpha(
         TypeError: a sequence where a number is expected.
         ValueError: a number where each class needs its own.
     """
-    softmax = shared.get("mode") == "multiclass" and shared.get("activation") is None
-    scalar = isinstance(alpha, (int, float)) or alpha is None
+    softmax = is_softmax(shared)
+    scalar = isinstance(alpha, Real) or alpha is None
     if softmax and alpha is not BINARY_ALPHA:
         if alpha is not None and scalar:
             raise ValueError(

@@ -119,13 +119,14 @@ def read_tile(
     if IDS:
         ptrs = pixel_pointers(targets_ptr, pixels, start, targets_stride_p, UNIT)
         y = tl.load(ptrs, mask=pixels < end, other=0)
-        if y.dtype.is_int_signed():
-            known = (y >= 0) & (y < C)
-        else:
-            known = y < C
+        # wide enough for C and for a negative ignore_index, and no id wraps into a class
+        if y.dtype.primitive_bitwidth < 32:
+            y = y.to(tl.int32)
+        elif not y.dtype.is_int_signed():
+            y = y.to(tl.int64)
+        known = (y >= 0) & (y < C)
         if HAS_IGNORE:
             live = live & (y != ignore_index)
-        # the range is judged in the ids' own type: an id of 2**32 is no class 0
         target = tl.where(live & known, y.to(tl.int32), -1)
     else:
         ts = load_classes(
@@ -187,26 +188,19 @@ def of_label(xs, y, STEPS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def softmax(xs, largest, STEPS: tl.constexpr, LANES: tl.constexpr, PTX: tl.constexpr):
-    """e = exp(x - largest) * (1 + shift) of every class, their sum, its inverse, the true log-sum.
+    """e = exp(x - largest) of every class, their sum, its inverse, its logarithm.
 
-    And shift, and what was subtracted in the exponent.
-
-    With x log2(e) - largest log2(e) in one instruction, the second product's rounding (7e-6 at a
-    logit of 100) is common to all classes: it is no error of a probability, and the logarithm is
-    taken without it, so that the loss of a confident pixel keeps its size.
+    The difference first: of the largest, e is exactly 1, however large the logits are, so that the
+    logarithm and what the sum exceeds 1 by vanish together.
     """
-    top = largest * LOG2E
-    rest = tl.fma(largest, LOG2E, -top)
     es = ()
     total = tl.zeros_like(largest)
     for j in tl.static_range(STEPS):
-        e = exp2(tl.fma(xs[j], LOG2E, -top), PTX)
+        e = exp2((xs[j] - largest) * LOG2E, PTX)
         es = es + (e,)
         total += e
     total = over_lanes(total, LANES)
-    shift = rest * LN2
-    exact = total - total * shift
     log_total = tl.where(
-        exact < 2.0, log1p_unit(tl.minimum(exact - 1.0, 1.0)), log2(exact, PTX) * LN2
+        total < 2.0, log1p_unit(tl.minimum(total - 1.0, 1.0)), log2(total, PTX) * LN2
     )
-    return es, total, reciprocal(total, PTX), log_total, shift, top
+    return es, total, reciprocal(total, PTX), log_total

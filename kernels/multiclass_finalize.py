@@ -9,8 +9,8 @@ table, kept for backward:
     norms      (2,)            1 / normaliser of the region terms, of the pointwise terms
     coefs      (2, G)          dL/dI and dL/dP of each group before that and the upstream gradient
     points     (NUM_POINT, C)  weight of each pointwise term for a target of that class
-    shares     (N,)            further factor of a sample's pointwise terms: 1, or with reduction
-                               none 1 / its divisor
+    shares     (N,)            further factor of a sample's pointwise terms: 1, with reduction none
+                               1 / its divisor; with sums 1, or NaN where a label is no class
 
 The workspace, gone after the launch:
 
@@ -149,9 +149,8 @@ def finish_sample(
     valid = pick(record, column, VALID)
     if IDS:
         divisor = tl.sum(weight * target, 0)
-        bad = valid - tl.sum(target, 0)  # labels that are no class
         record = tl.where((column == TARGET) | (column == ACTUAL), valid, record)
-        record = tl.where(column == BAD_TARGETS, bad, record)
+        bad = pick(record, column, BAD_TARGETS)
         poison = tl.where(bad > 0.0, float("nan"), 1.0)
     else:
         actual = sum_plane(partials_ptr, S, ACTUAL_PLANE, C, PLANES, BLOCK_C)
@@ -195,7 +194,10 @@ def finish_sample(
         tl.store(coefs_ptr + N * C, d_mass, mask=c < C)
     groups = C if BATCH else N * C
     shares_ptr = table_ptr + NORMS + 2 * groups + NUM_POINT * C
-    tl.store(shares_ptr + n, share if REDUCTION == "none" else 1.0)
+    if REDUCTION == "none":
+        tl.store(shares_ptr + n, share)
+    else:
+        tl.store(shares_ptr + n, poison if REDUCTION == "sums" else 1.0)
     tl.store(samples_ptr + column, record)
 
 

@@ -123,8 +123,10 @@ def _class_gradient_kernel(
         points_ptr = table_ptr + NORMS + 2 * groups
         region_factor = tl.load(table_ptr)
         point_factor = tl.load(table_ptr + 1)
-        if NUM_POINT > 0:
-            point_factor *= tl.load(points_ptr + NUM_POINT * C + n)
+        share = tl.load(points_ptr + NUM_POINT * C + n)
+        point_factor *= share
+        if SUMS:
+            region_factor = share
         if not PER_CLASS:
             upstream = tl.load(dloss_ptr).to(tl.float32)
             region_factor *= upstream

@@ -7,7 +7,9 @@ A row is a record (finalize.py) and behind it planes of C float32, one entry a c
 
 In a record, what is a group's in binary mode is that of the likeliest class here: MASS the sum of
 its probability, PREDICTED how often that is above 0.5; TARGET and ACTUAL the same of the target;
-HIT how often both are one class. OVERLAP holds the divisor of the pointwise terms' mean.
+HIT how often both are one class. OVERLAP holds the divisor of the pointwise terms' mean. COUNTED
+of a program's record shows whether all that it read is finite, of a sample's it is the weight of
+the classes that have a region score.
 """
 
 import triton

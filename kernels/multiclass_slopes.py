@@ -40,7 +40,7 @@ def load_region(
         ptrs = dloss_ptr + c * dloss_stride_c
         d_overlap = tl.load(ptrs, mask=there, other=0.0).to(tl.float32)
         d_mass = tl.load(ptrs + dloss_stride_k, mask=there, other=0.0).to(tl.float32)
-        return d_overlap, d_mass
+        return d_overlap * factor, d_mass * factor
     else:
         if PER_CLASS:
             each = tl.load(dloss_ptr + (c - FIRST) * dloss_stride_c, mask=there, other=0.0)
@@ -84,11 +84,11 @@ def softmax_slopes(
     gamma = params[2]
     e_smooth = params[3]
     largest = largest_of(xs, STEPS, LANES)
-    es, total, r, log_total, shift, top = softmax(xs, largest, STEPS, LANES, PTX)
+    es, total, r, log_total = softmax(xs, largest, STEPS, LANES, PTX)
     push = tl.zeros_like(r)  # sum of u - sum of p h, so far of this lane's classes
     if IDS:
         x_y = of_label(xs, target, STEPS, LANES)
-        e_y = exp2(tl.fma(x_y, LOG2E, -top), PTX)
+        e_y = exp2((x_y - largest) * LOG2E, PTX)
         p_y = e_y * r
         pull_y = tl.zeros_like(r)
         for k in tl.static_range(len(TERMS)):

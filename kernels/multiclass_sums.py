@@ -14,6 +14,7 @@ RECORD = finalize.RECORD
 LARGEST = finalize.LARGEST
 NONFINITE = finalize.NONFINITE
 BAD_TARGETS = finalize.BAD_TARGETS
+VALID = finalize.VALID
 FIRST_POINT = finalize.FIRST_POINT
 FINITE = finalize.COUNTED  # of a program's record; of a sample's it is what its name says
 TARGET_PLANE = multiclass_rows.TARGET_PLANE
@@ -171,19 +172,9 @@ def _class_sums_kernel(
                 if not IDS:
                     odd = there & ~(tl.abs(target[j] - 0.5) <= 0.501)
                     bad_targets += tl.sum(tl.sum(tl.sum(tl.where(odd, 1.0, 0.0), 2), 1))
-    record = tl.where(column == LARGEST, largest, record)
-    record = tl.where(column == NONFINITE, nonfinite, record)
-    record = tl.where(column == BAD_TARGETS, bad_targets, record)
-    if not SOFTMAX:
-        # as in the binary kernel: an infinite logit makes every pointwise sum NaN
-        pointwise = (column >= FIRST_POINT) & (column < FIRST_POINT + NUM_POINT)
-        poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
-        record = tl.where(pointwise, record + poison, record)
-
     samples_ptr = workspace_ptr + workspace_start
     partials_ptr = samples_ptr + N * ROW
     row_ptr = partials_ptr + pid.to(tl.int64) * ROW
-    tl.store(row_ptr + column, record)
     step = tl.arange(0, LANES * BLOCK_STEPS)
     c = step % BLOCK_STEPS * LANES + step // BLOCK_STEPS
     for plane in tl.static_range(NUM_PLANES):
@@ -203,6 +194,19 @@ def _class_sums_kernel(
             values = values + (value,)
         total = class_sums(values, ROWS, LANES, BLOCK_STEPS)
         tl.store(row_ptr + RECORD + plane * C + c, total, mask=c < C)
+        if plane == TARGET_PLANE and IDS:
+            # labels that are no class; counted here, where a count is exact in float32
+            bad_targets = tl.sum(tl.where(column == VALID, record, 0.0)) - tl.sum(total)
+    record = tl.where(column == LARGEST, largest, record)
+    record = tl.where(column == NONFINITE, nonfinite, record)
+    record = tl.where(column == BAD_TARGETS, bad_targets, record)
+    if not SOFTMAX:
+        # as in the binary kernel: an infinite logit makes every pointwise sum NaN
+        pointwise = (column >= FIRST_POINT) & (column < FIRST_POINT + NUM_POINT)
+        poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
+        record = tl.where(pointwise, record + poison, record)
+
+    tl.store(row_ptr + column, record)
 
     # ---- the last program of a sample finishes it, the last sample finishes the loss
     tl.debug_barrier()  # every thread's stores come before the one thread's release

@@ -41,7 +41,6 @@ def softmax_points(
     total,
     r,
     log_total,
-    top,
     weights_ptr,
     alpha_ptr,
     params,
@@ -65,7 +64,7 @@ def softmax_points(
     p_y = r
     if IDS:
         x_y = of_label(xs, target, STEPS, LANES)
-        e_y = exp2(tl.fma(x_y, LOG2E, -top), PTX)
+        e_y = exp2((x_y - largest) * LOG2E, PTX)
         p_y = e_y * r
         q_y = (total - e_y) * r
         nll_y = (largest - x_y) + log_total
@@ -199,11 +198,11 @@ def add_tile(
     new_t = ()
     stray = tl.zeros_like(largest)
     if SOFTMAX:
-        es, total, r, log_total, shift, top = softmax(xs, largest, STEPS, LANES, PTX)
+        es, total, r, log_total = softmax(xs, largest, STEPS, LANES, PTX)
         r = tl.where(live, r, 0.0)
-        best = r + r * shift
+        best = r
         values, p_y = softmax_points(
-            xs, target, live, largest, es, total, r, log_total, top,
+            xs, target, live, largest, es, total, r, log_total,
             weights_ptr, vector_ptr, params,
             TERMS, BALANCED, SMOOTHED, IDS, C, STEPS, ROWS, LANES, PTX,
         )  # fmt: skip

@@ -260,10 +260,15 @@ def cross_entropy(p, q, nll, gamma, PTX: tl.constexpr):
 
 @triton.jit
 def softmax_focal(p, q, nll, gamma, PTX: tl.constexpr):
-    """Focal loss for any gamma >= 0, q**gamma (-log p); q and nll go to 0 together."""
+    """Focal loss for any gamma >= 0, q**gamma (-log p).
+
+    Where p rounds to 1, nll / q is 1: what rounding leaves of nll is no multiple of q, and
+    q**(gamma - 1) would make 1e7 of it.
+    """
     q = tl.maximum(q, 1e-30)
     power = exp2(gamma * log2(q, PTX), PTX)
-    return power * nll, power + gamma * power * reciprocal(q, PTX) * p * nll
+    ratio = tl.where(q > 1e-6, nll * reciprocal(q, PTX), 1.0)
+    return power * nll, power * (1.0 + gamma * p * ratio)
 
 
 @triton.jit

@@ -135,8 +135,8 @@ def test_captured_in_a_graph_and_replayed(cuda):
 
 
 def test_the_bits_do_not_depend_on_the_run(cuda):
-    for C in (19, 150):
-        logits, labels = draw((4, C, 256, 256), cuda)
+    for shape in ((8, 19, 512, 512), (4, 150, 256, 256)):
+        logits, labels = draw(shape, cuda)
         first = run(combined(iou_weight=0.1), logits, labels, dloss=torch.ones(()))
         for _ in range(20):
             again = run(combined(iou_weight=0.1), logits, labels, dloss=torch.ones(()))
@@ -187,6 +187,28 @@ def test_new_shapes_do_not_compile(cuda, monkeypatch):
         counts.append(len(built))
     assert counts[0] > 0, "the first kernels were not seen"
     assert counts[-1] == counts[1]
+
+
+def test_counts_of_many_pixels(cuda):
+    """One program a sample, more pixels a thread than its ten bits hold: it takes two."""
+    for pixels in (128 * 1023, 128 * 1024 + 1):
+        logits, labels = draw((600, 2, pixels), cuda, torch.float16)
+        _, stats = combined()(logits, labels, return_stats=True)
+        first = (logits[:, 0] >= logits[:, 1]).sum()
+        hits = ((logits[:, 0] < logits[:, 1]) == labels.bool()).sum()
+        assert stats.tp == hits.float() and stats.bad_targets == 0
+        shares = torch.stack([first, logits[:, 0].numel() - first]) / logits[:, 0].numel()
+        torch.testing.assert_close(stats.class_pred, shares.float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("C", [4, 19])
+def test_no_valid_id_is_bad_beyond_what_float32_counts(C, cuda):
+    for extra in (3, 5, 1001):
+        logits, labels = draw((1, C, (1 << 24) + (1 << 22) + extra), cuda, torch.bfloat16)
+        loss, stats = combined()(logits, labels, return_stats=True)
+        assert torch.isfinite(loss) and stats.bad_targets == 0
+        torch.cuda.synchronize()
+    combined()(logits, labels)  # no alarm
 
 
 @pytest.mark.large

@@ -148,10 +148,19 @@ def test_what_a_softmax_refuses():
             CombinedSegmentationLoss(focal_alpha=wrong, **softmax)
     with pytest.raises(TypeError, match="^alpha: a sequence"):
         FocalLoss(alpha=[0.5, 0.5], activation="sigmoid", **softmax)
-    with pytest.raises(ValueError, match="^pos_weight: expected None with a softmax"):
+    with pytest.raises(ValueError, match="^bce_pos_weight: expected None with a softmax"):
         CombinedSegmentationLoss(bce_pos_weight=2.0, **softmax)
+    with pytest.raises(TypeError, match="^CrossEntropyLoss: unexpected argument 'pos_weight'"):
+        CrossEntropyLoss(pos_weight=2.0)
     with pytest.raises(ValueError, match="^activation: expected None or 'sigmoid'"):
         DiceLoss(activation="softmax", **softmax)
+
+
+@pytest.mark.parametrize("argument", ["alpha", "pos_weight", "class_alpha", "smoth"])
+def test_arguments_that_a_loss_does_not_have(argument):
+    for mode in ("binary", "multiclass"):
+        with pytest.raises(TypeError, match=f"^DiceLoss: unexpected argument '{argument}'"):
+            DiceLoss(mode=mode, **{argument: torch.ones(3)})
 
 
 def test_names_of_multiclass_terms():

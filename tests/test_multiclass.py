@@ -74,13 +74,13 @@ def test_each_class_against_the_rest(row, soft, device):
     torch.testing.assert_close(ours.loss.double(), expected, rtol=3e-6, atol=1e-6)
 
 
-KINDS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+KINDS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_integer_dtype_of_ids(kind, device):
     logits, targets = draw((2, 3, 16, 17), device, kind=kind)
-    ours = check_against_float64(combined, logits, targets)
+    ours = check_against_float64(lambda **k: combined(ignore_index=-100, **k), logits, targets)
     channel = run(combined(backend="triton"), logits, targets[:, None], dloss=torch.tensor(1.0))
     assert torch.equal(ours.loss, channel.loss)
 
@@ -103,6 +103,8 @@ if torch.cuda.is_available():
 def test_numbers_of_classes(C, device):
     logits, targets = draw((1, C, 9, 11), device, kind=torch.int32)
     weights = [0.5 + c % 4 for c in range(C)]
+    ids = targets.clamp(max=127).to(torch.uint8 if C % 2 else torch.int8)  # of fewer ids than C
+    check_against_float64(DiceCE, logits, ids)
     check_against_float64(lambda **k: combined(class_weights=weights, **k), logits, targets)
     check_against_float64(combined, logits.bfloat16(), soften(logits))
 
@@ -261,33 +263,37 @@ def test_region_sums(activation, device):
 # ---- edges
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.0])
-@pytest.mark.parametrize("value", [1e4, -1e4, 80.0, 30.0, 0.0])
-def test_saturated_logits_are_finite(value, gamma, device):
-    logits, targets = draw((2, 4, 8, 8), device)
+@pytest.mark.parametrize("value", [1e4, -1e4, 1e6, 1e10, 3e38, 80.0, 30.0, 0.0])
+def test_saturated_logits(value, device):
+    """One class dominates: right there the loss is 0, elsewhere it is the value itself."""
+    logits, targets = draw((1, 4, 8, 8), device)
     logits = torch.zeros_like(logits)
     logits[:, 1] = value
-    criterion = combined(focal_gamma=gamma, iou_weight=1.0, tversky_weight=1.0, backend="triton")
-    result = run(criterion, logits, targets)
-    assert torch.isfinite(result.loss) and torch.isfinite(result.dlogits).all()
+    for gamma in (0.0, 0.5, 3.0):
+        build = {"focal_gamma": gamma, "iou_weight": 1.0, "tversky_weight": 1.0}
+        check_against_float64(lambda b=build, **k: combined(**b, **k), logits, targets * 0 + 1)
+        if abs(value) < 1e30:
+            check_against_float64(lambda b=build, **k: combined(**b, **k), logits, targets)
 
 
-@pytest.mark.parametrize("gamma", [0.5, 2.0])
-def test_confident_pixels(gamma, device):
-    """Large logits, right by far: loss and gradient are small, 3e-4, and must not vanish.
+@pytest.mark.parametrize("margin", [9.0, 16.0, 25.0])
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 2.0])
+def test_confident_pixels(gamma, margin, device):
+    """Large logits, right by far: loss and gradient are small, and of their right size.
 
-    1 + 3e-4 is rounded by PyTorch and by us, in another order of addition: 1e-4 of what is left.
+    1 + 3e-4 is rounded by PyTorch and by us, in another order of addition: 1e-4 of what is left,
+    and with the margin all of it.
     """
     logits, targets = draw((2, 4, 8, 8), device)
     logits = logits * 0.1 + 100.0
-    logits.scatter_add_(1, targets[:, None], torch.full_like(logits, 9.0)[:, :1])
+    logits.scatter_add_(1, targets[:, None], torch.full_like(logits, margin)[:, :1])
     for criterion in (CrossEntropyLoss, lambda **k: FocalLoss(mode="multiclass", gamma=gamma, **k)):
         ours = run(criterion(backend="triton"), logits, targets)
         peer = run(criterion(backend="torch"), logits, targets)
         exact = run(criterion(backend="torch"), logits.double(), targets)
-        assert abs(ours.loss / exact.loss - 1) < 3e-4
+        assert abs(ours.loss - exact.loss) <= 2 * abs(peer.loss - exact.loss) + 1e-6 * exact.loss
         theirs = rms_error(peer.dlogits, exact.dlogits)
-        assert rms_error(ours.dlogits, exact.dlogits) < 1.5 * theirs < 1e-3
+        assert rms_error(ours.dlogits, exact.dlogits) < 1.5 * theirs + 1e-6
 
 
 def test_classes_that_are_ruled_out_cost_nothing(device):
@@ -420,6 +426,13 @@ def test_upstream_gradients(device):
         x = logits.clone().requires_grad_()
         each(x, targets).backward(torch.ones_like(loss))
         assert torch.equal(expanded, x.grad)
+        dloss = torch.rand(*loss.shape, 2, device=device)
+        x.grad = None
+        each(x, targets).backward(dloss[..., 0])  # strides of its own
+        strided = x.grad.clone()
+        x.grad = None
+        each(x, targets).backward(dloss[..., 0].contiguous())
+        assert torch.equal(strided, x.grad)
 
 
 def test_stats_out_is_written_in_place(device):
@@ -464,8 +477,8 @@ def test_compiled_fullgraph_equals_eager(backend, device):
         loss, stats = criterion(x * 2, t, return_stats=True)
         return loss * 3, stats.class_pred
 
-    for size in (8, 12):
-        logits, targets = draw((2, 3, size, size), device)
+    for size in range(4, 15):  # more than Dynamo compiles before it gives up
+        logits, targets = draw((1, 3, size, size), device)
         x = logits.clone().requires_grad_()
         loss, shares = step(x, targets)
         loss.backward()
