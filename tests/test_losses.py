@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from losses_table import ALL, DEFAULTS, ids
@@ -141,7 +142,7 @@ def test_what_a_softmax_refuses():
         BCELoss(**softmax)
     with pytest.raises(ValueError, match="^activation: expected None for CrossEntropyLoss"):
         CrossEntropyLoss(activation="sigmoid")
-    for wrong in (0.25, 0.5, 1):
+    for wrong in (0.25, 0.5, 1, np.float32(0.25)):
         with pytest.raises(ValueError, match="^alpha: expected a sequence, one value per class"):
             FocalLoss(alpha=wrong, **softmax)
         with pytest.raises(ValueError, match="^focal_alpha: expected a sequence"):

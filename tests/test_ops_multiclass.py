@@ -373,6 +373,21 @@ def test_ids_out_of_range_raise_without_a_sync(bad, device):
         criterion(logits, targets)
 
 
+def test_region_sums_of_ids_out_of_range_have_no_gradient(device):
+    """NaN, as their values: of the sample with the bad id, and of no other."""
+    logits, targets = draw((2, 3, 8, 8), device)
+    targets[1, 3, 4] = 3
+    x = logits.requires_grad_()
+    sums = region_sums(x, targets, mode="multiclass", backend="triton")
+    assert torch.equal(sums.I.isnan().any(1), torch.tensor([False, True], device=device))
+    sums.I.sum().backward()
+    assert torch.isfinite(x.grad[0]).all() and torch.isnan(x.grad[1]).all()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    with pytest.raises(ValueError, match="some of an earlier call"):
+        region_sums(x, targets, mode="multiclass", backend="triton")
+
+
 @pytest.mark.parametrize("stray", [255.0, -0.5, float("nan")])
 def test_soft_targets_out_of_range_raise_without_a_sync(stray, device):
     logits, _ = draw((2, 3, 16, 16), device)
