@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from fastseg_losses import spec as specs
 from fastseg_losses.backends import BACKENDS
 from fastseg_losses.functional import segmentation_loss
 from fastseg_losses.spec import LossSpec, PointTerm, RegionTerm
-from fastseg_losses.stats import SegmentationStats, per_class, stats_size
+from fastseg_losses.stats import SegmentationStats, per_class, row_size
 
 Weights = Sequence[float] | Tensor | float | None
 
@@ -103,7 +104,6 @@ class SegmentationLoss(nn.Module):
                 f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
             )
         self.backend = backend
-        self._softmax = self.spec.softmax
         self.register_buffer(
             "class_weights", weight_vector("class_weights", class_weights), persistent=False
         )
@@ -133,7 +133,7 @@ class SegmentationLoss(nn.Module):
         Args:
             num_classes: C, which matters in multiclass mode alone.
         """
-        return stats_size(self.spec, num_classes)
+        return row_size(self.term_names, num_classes if self.spec.mode == "multiclass" else 0)
 
     def forward(
         self,
@@ -167,7 +167,7 @@ class SegmentationLoss(nn.Module):
             ValueError: shapes, devices or target values that do not fit.
         """
         buffers = self._buffers  # plain attribute access goes through __getattr__, 0.5 us each
-        vector = buffers["alpha" if self._softmax else "pos_weight"]
+        vector = buffers["alpha" if self.spec.softmax else "pos_weight"]
         inputs = (logits, targets, valid, buffers["class_weights"], vector)
         loss, row = segmentation_loss(
             self.spec, inputs, backend=self.backend, want_stats=return_stats, stats_out=stats_out
@@ -182,16 +182,11 @@ class SegmentationLoss(nn.Module):
         spec = self.spec
         terms = " + ".join(f"{t.weight:g} {t}" for t in spec.terms)
         shown = {"mode": spec.mode, "reduction": spec.reduction, "backend": self.backend}
-        defaults = {
-            "ignore_index": None,
-            "include_background": True,
-            "batch": False,
-            "absent": "keep",
-            "activation": None,
-        }
-        for name, default in defaults.items():
-            if getattr(spec, name) != default:
-                shown[name] = getattr(spec, name)
+        for field in fields(spec):
+            value = getattr(spec, field.name)
+            named = field.name in shown or field.name in ("points", "regions")
+            if field.init and not named and value != field.default:
+                shown[field.name] = value
         texts = [f"{name}={value!r}" for name, value in shown.items()]
         for name, buffer in self._buffers.items():
             if buffer is not None:

@@ -26,7 +26,7 @@ class BCELoss(SegmentationLoss):
     def __init__(
         self, pos_weight: Weights = None, label_smoothing: float = 0.0, **shared: Any
     ) -> None:
-        if specs.is_softmax(shared):
+        if specs.is_softmax(**shared):
             raise ValueError(
                 "mode: expected 'binary' or 'multilabel' for BCELoss, or activation='sigmoid' "
                 "(CrossEntropyLoss serves a softmax), got 'multiclass'"
@@ -266,7 +266,7 @@ class CombinedSegmentationLoss(SegmentationLoss):
             ),
         ]
         pos_weight = weight_vector("bce_pos_weight", bce_pos_weight)
-        if pos_weight is not None and specs.is_softmax(shared):
+        if pos_weight is not None and specs.is_softmax(**shared):
             raise ValueError(
                 "bce_pos_weight: expected None with a softmax over the classes (class_weights "
                 f"weigh them), got {bce_pos_weight!r}"

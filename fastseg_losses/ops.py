@@ -68,20 +68,16 @@ def segmentation_loss(
         if compiling:
             check_call(spec, inputs)
             if stats_out is not None:
-                check_stats_out(
-                    stats_out,
-                    row_length(spec, inputs[0]),
-                    inputs[0].device,
-                )
+                check_stats_out(stats_out, row_length(spec, inputs[0]), inputs[0].device)
             loss, row, _ = loss_forward(*inputs, spec.key)
             return loss, row if stats_out is None else stats_out.copy_(row)
         plan, inputs = plan_for(spec, inputs)
     raise_alarm()
     logits = inputs[0]
     if stats_out is not None:
-        check_stats_out(stats_out, row_length(spec, inputs[0]), logits.device)
+        check_stats_out(stats_out, row_length(spec, logits), logits.device)
     elif want_stats:
-        stats_out = logits.new_empty(row_length(spec, inputs[0]), dtype=torch.float32)
+        stats_out = logits.new_empty(row_length(spec, logits), dtype=torch.float32)
     if logits.requires_grad and torch.is_grad_enabled():
         return _FusedLoss.apply(spec, plan, stats_out, *inputs), stats_out
     return _launch_forward(plan, inputs, stats_out)[0], stats_out

@@ -15,6 +15,11 @@ MODES = ("binary", "multilabel", "multiclass")
 REDUCTIONS = ("mean", "sum", "none")
 
 
+def is_softmax(mode: str = "binary", activation: str | None = None, **_: Any) -> bool:
+    """Whether these of the shared arguments ask for a softmax over the classes."""
+    return mode == "multiclass" and activation is None
+
+
 @dataclass(frozen=True)
 class PointTerm:
     """A pointwise term: `bce`, `ce` or `focal`, weighted, with its hyper-parameters.
@@ -98,8 +103,7 @@ class LossSpec:
         fields["points"] = [asdict(term) for term in self.points]
         fields["regions"] = [asdict(term) for term in self.regions]
         object.__setattr__(self, "key", json.dumps(fields, sort_keys=True))
-        softmax = self.mode == "multiclass" and self.activation is None
-        object.__setattr__(self, "softmax", softmax)
+        object.__setattr__(self, "softmax", is_softmax(self.mode, self.activation))
         object.__setattr__(self, "term_names", tuple(term.name for term in self.terms))
 
     @property
@@ -131,11 +135,6 @@ def bce_term(weight: float = 1.0, label_smoothing: float = 0.0, *, prefix: str =
 BINARY_ALPHA = float("0.25")
 
 
-def is_softmax(shared: dict[str, Any]) -> bool:
-    """Whether these shared arguments ask for a softmax over the classes."""
-    return shared.get("mode") == "multiclass" and shared.get("activation") is None
-
-
 def split_alpha(
     alpha: float | Sequence[float] | None, shared: dict[str, Any], *, prefix: str = ""
 ) -> tuple[float | None, Sequence[float] | None]:
@@ -145,7 +144,7 @@ def split_alpha(
         TypeError: a sequence where a number is expected.
         ValueError: a number where each class needs its own.
     """
-    softmax = is_softmax(shared)
+    softmax = is_softmax(**shared)
     scalar = isinstance(alpha, Real) or alpha is None
     if softmax and alpha is not BINARY_ALPHA:
         if alpha is not None and scalar:
@@ -256,7 +255,7 @@ def make_spec(
             "reduction: 'none' with batch=True has no common shape for pointwise and region terms; "
             "use 'mean' or 'sum', or one loss at a time"
         )
-    softmax = mode == "multiclass" and activation is None
+    softmax = is_softmax(mode, activation)
     # Pointwise terms are the same per sample or per batch; per sample keeps their shape under
     # 'none'.
     return LossSpec(

@@ -40,11 +40,6 @@ def row_size(term_names: Sequence[str], num_classes: int = 0) -> int:
     return len(FIELDS) + len(term_names) + len(CLASS_FIELDS) * num_classes
 
 
-def stats_size(spec: LossSpec, num_classes: int) -> int:
-    """Number of float32 elements of a spec's statistics row for logits of `num_classes`."""
-    return row_size(spec.term_names, num_classes if spec.mode == "multiclass" else 0)
-
-
 def row_length(spec: LossSpec, logits: torch.Tensor) -> int:
     """Number of float32 elements of a spec's statistics row for these logits."""
     return row_size(spec.term_names, per_class(spec, logits))

@@ -129,11 +129,10 @@ def read_tile(
             live = live & (y != ignore_index)
         target = tl.where(live & known, y.to(tl.int32), -1)
     else:
-        ts = load_classes(
+        target = load_classes(
             targets_ptr, pixels, start, end, targets_stride_c, targets_stride_p, 0.0,
             C, STEPS, LANES, UNIT, ALIGNED,
         )  # fmt: skip
-        target = ts
     if PIXEL_VALID or HAS_IGNORE:  # outside, loads have given 0
         new = ()
         for j in tl.static_range(STEPS):
@@ -204,3 +203,27 @@ def softmax(xs, largest, STEPS: tl.constexpr, LANES: tl.constexpr, PTX: tl.const
         total < 2.0, log1p_unit(tl.minimum(total - 1.0, 1.0)), log2(total, PTX) * LN2
     )
     return es, total, reciprocal(total, PTX), log_total
+
+
+@triton.jit
+def label_class(
+    xs, y, largest, total, r, log_total, STEPS: tl.constexpr, LANES: tl.constexpr, PTX: tl.constexpr
+):
+    """p, 1 - p and -log p of the label's class, as the softmax terms take them."""
+    x = of_label(xs, y, STEPS, LANES)
+    e = exp2((x - largest) * LOG2E, PTX)
+    return e * r, (total - e) * r, (largest - x) + log_total
+
+
+@triton.jit
+def spread_target(
+    target, like, j: tl.constexpr, e, IDS: tl.constexpr, SMOOTHED: tl.constexpr, C: tl.constexpr
+):
+    """The target of step j's classes, smoothed; of class ids what smoothing adds to every class."""
+    if IDS:
+        t = e / C + tl.zeros_like(like)
+    else:
+        t = target[j]
+        if SMOOTHED:
+            t = t + e * (1.0 / C - t)
+    return t

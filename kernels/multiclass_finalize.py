@@ -88,7 +88,7 @@ def region_terms(
 
 
 @triton.jit
-def class_weights(weights_ptr, C: tl.constexpr, BLOCK_C: tl.constexpr):
+def load_weights(weights_ptr, C: tl.constexpr, BLOCK_C: tl.constexpr):
     """The classes' weights, 1 each for None, 0 past the last."""
     c = tl.arange(0, BLOCK_C)
     if weights_ptr is not None:
@@ -134,7 +134,7 @@ def finish_sample(
     partials_ptr += n.to(tl.int64) * S * ROW
     samples_ptr += n.to(tl.int64) * ROW
     record = sum_records(partials_ptr, S, C, PLANES)
-    weight = class_weights(class_weights_ptr, C, BLOCK_C)
+    weight = load_weights(class_weights_ptr, C, BLOCK_C)
     overlap = sum_plane(partials_ptr, S, OVERLAP_PLANE, C, PLANES, BLOCK_C)
     mass = sum_plane(partials_ptr, S, MASS_PLANE, C, PLANES, BLOCK_C)
     target = sum_plane(partials_ptr, S, TARGET_PLANE, C, PLANES, BLOCK_C)
@@ -235,7 +235,7 @@ def finish_classes(
     column = tl.arange(0, RECORD)
     c = tl.arange(0, BLOCK_C)
     record = sum_records(samples_ptr, N, C, PLANES)
-    weight = class_weights(class_weights_ptr, C, BLOCK_C)
+    weight = load_weights(class_weights_ptr, C, BLOCK_C)
     target = sum_plane(samples_ptr, N, TARGET_PLANE, C, PLANES, BLOCK_C)
     valid = pick(record, column, VALID)
     poison = 1.0

@@ -9,8 +9,15 @@ import triton.language as tl
 
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.gradient import slope_of_terms
-from fastseg_losses.kernels.multiclass import lanes_of, largest_of, of_label, over_lanes, softmax
-from fastseg_losses.kernels.terms import LOG2E, NEUTRAL, exp2
+from fastseg_losses.kernels.multiclass import (
+    label_class,
+    lanes_of,
+    largest_of,
+    over_lanes,
+    softmax,
+    spread_target,
+)
+from fastseg_losses.kernels.terms import NEUTRAL
 
 NORMS = finalize.NORMS
 
@@ -87,12 +94,12 @@ def softmax_slopes(
     es, total, r, log_total = softmax(xs, largest, STEPS, LANES, PTX)
     push = tl.zeros_like(r)  # sum of u - sum of p h, so far of this lane's classes
     if IDS:
-        x_y = of_label(xs, target, STEPS, LANES)
-        e_y = exp2((x_y - largest) * LOG2E, PTX)
-        p_y = e_y * r
+        p_y, q_y, nll_y = label_class(
+            xs, target, largest, total, r, log_total, STEPS, LANES, PTX
+        )  # fmt: skip
         pull_y = tl.zeros_like(r)
         for k in tl.static_range(len(TERMS)):
-            _, pull = TERMS[k](p_y, (total - e_y) * r, (largest - x_y) + log_total, gamma, PTX)
+            _, pull = TERMS[k](p_y, q_y, nll_y, gamma, PTX)
             weight = load_point(points_ptr, k, target, factor, C)
             if SMOOTHED[k]:
                 weight *= 1.0 - e_smooth
@@ -108,12 +115,7 @@ def softmax_slopes(
                 if not IDS or SMOOTHED[k]:
                     nll = (largest - xs[j]) + log_total
                     _, pull = TERMS[k](p, (total - es[j]) * r, nll, gamma, PTX)
-                    if IDS:
-                        t = e_smooth / C + tl.zeros_like(p)
-                    else:
-                        t = target[j]
-                        if SMOOTHED[k]:
-                            t = t + e_smooth * (1.0 / C - t)
+                    t = spread_target(target, p, j, e_smooth, IDS, SMOOTHED[k], C)
                     weight = load_point(points_ptr, k, classes[j], factor, C)
                     pull_j += tl.where((t != 0.0) & (weight != 0.0), t * weight * pull, 0.0)
             push += pull_j
@@ -125,7 +127,7 @@ def softmax_slopes(
         # -(1 - p) u, where p u - u would cancel once more
         overlap_y, mass_y = region_y
         push -= p_y * overlap_y
-        slope_y = p_y * (mass_y + overlap_y + push) - (total - e_y) * r * pull_y
+        slope_y = p_y * (mass_y + overlap_y + push) - q_y * pull_y
         push += pull_y
     slopes = ()
     for j in tl.static_range(STEPS):

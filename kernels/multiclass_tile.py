@@ -5,11 +5,12 @@ import triton.language as tl
 
 from fastseg_losses.kernels.multiclass import (
     first_of,
+    label_class,
     lanes_of,
     largest_of,
-    of_label,
     over_lanes,
     softmax,
+    spread_target,
 )
 from fastseg_losses.kernels.sums import join_halves
 from fastseg_losses.kernels.terms import LOG2E, NEUTRAL, exp2, reciprocal, sigmoid_pixel
@@ -63,11 +64,9 @@ def softmax_points(
     values = ()
     p_y = r
     if IDS:
-        x_y = of_label(xs, target, STEPS, LANES)
-        e_y = exp2((x_y - largest) * LOG2E, PTX)
-        p_y = e_y * r
-        q_y = (total - e_y) * r
-        nll_y = (largest - x_y) + log_total
+        p_y, q_y, nll_y = label_class(
+            xs, target, largest, total, r, log_total, STEPS, LANES, PTX
+        )  # fmt: skip
         weight = 1.0
         if weights_ptr is not None:
             weight = tl.load(weights_ptr + target, mask=target >= 0, other=0.0)
@@ -77,8 +76,9 @@ def softmax_points(
             factor = weight
             if BALANCED[k] and alpha_ptr is not None:
                 factor = weight * tl.load(alpha_ptr + target, mask=target >= 0, other=0.0)
-            value = factor * value
-            value = tl.where(target >= 0, value, 0.0)
+            value = tl.where(target >= 0, factor * value, 0.0)
+            if SMOOTHED[k]:
+                value *= 1.0 - e_smooth
         else:
             value = tl.zeros_like(r)
         if not IDS or SMOOTHED[k]:
@@ -89,12 +89,7 @@ def softmax_points(
                 factor = load_each(weights_ptr, j, C, ROWS, LANES)
                 if BALANCED[k]:
                     factor = factor * load_each(alpha_ptr, j, C, ROWS, LANES)
-                if IDS:
-                    t = 1.0 / C + tl.zeros_like(nll)
-                else:
-                    t = target[j]
-                    if SMOOTHED[k]:
-                        t = t + e_smooth * (1.0 / C - t)
+                t = spread_target(target, nll, j, e_smooth, IDS, SMOOTHED[k], C)
                 # a target of 0 counts for nothing, even where the class was ruled out by -inf
                 counts = t != 0.0
                 if (j + 1) * LANES > C:
@@ -102,7 +97,7 @@ def softmax_points(
                 spread += tl.where(counts, t * factor * each, 0.0)
             spread = over_lanes(spread, LANES)
             spread = tl.where(live, spread, 0.0)
-            value = value + e_smooth * (spread - value) if IDS else spread
+            value += spread
         values = values + (value,)
     return values, p_y
 
@@ -200,7 +195,7 @@ def add_tile(
     if SOFTMAX:
         es, total, r, log_total = softmax(xs, largest, STEPS, LANES, PTX)
         r = tl.where(live, r, 0.0)
-        best = r
+        best = r  # the largest's exponential is 1
         values, p_y = softmax_points(
             xs, target, live, largest, es, total, r, log_total,
             weights_ptr, vector_ptr, params,

@@ -87,13 +87,13 @@ def build(plan_launch, pointers, target, source_of=ASTSource):
     return triton.compile(source, target=target, options=plan_launch.options)
 
 
-def build_both(plan, logits, targets, target, *, valid=False, weights=False):
+def build_both(plan, logits, targets, target, *, weights=False, vector="pos_weight_ptr"):
     shared = {
         "table_ptr": "*fp32",
         "logits_ptr": POINTERS[logits],
         "targets_ptr": POINTERS[targets],
-        "valid_ptr": "*i1" if valid else None,
-        "pos_weight_ptr": "*fp32" if weights else None,
+        "valid_ptr": "*i1" if plan.layout.valid_kind != "none" else None,
+        vector: "*fp32" if weights else None,
     }
     forward = {
         **shared,
@@ -145,8 +145,7 @@ def test_every_variant_builds(target, variant):
     targets = options.pop("targets", "uint8")
     weights = options.pop("weights", False)
     plan = make_plan("bfloat16", targets, ptx=target.startswith("sm"), **options)
-    valid = plan.layout.valid_kind != "none"
-    build_both(plan, "bfloat16", targets, TARGETS[target], valid=valid, weights=weights)
+    build_both(plan, "bfloat16", targets, TARGETS[target], weights=weights)
 
 
 @pytest.mark.parametrize("P", [1 << 20, 1_000_000], ids=["even", "tails"])
