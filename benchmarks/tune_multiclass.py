@@ -37,10 +37,16 @@ RESIDENT = ((2, 240), (3, 168), (4, 128), (5, 96), (8, 64))
 
 def candidates(C: int) -> Iterator[ClassTile]:
     """Tiles whose threads hold at most 96 logits."""
-    for lanes, width, warps in itertools.product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8), (2, 4, 8)):
+    for lanes, width, warps in itertools.product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8), (1, 2, 4, 8)):
         steps = -(-C // lanes)
         rows = 32 * warps // lanes
-        if steps > 40 or steps * width > 96 or lanes > C or (lanes == 1 and width > 2):
+        if (
+            steps > 40
+            or steps * width > 96
+            or lanes > C
+            or (lanes == 1 and width > 2)
+            or (warps == 1 and lanes > 1)
+        ):
             continue
         needed = 30 + steps * (width + 3)  # logits and three sums of each class
         for programs, registers in RESIDENT:
@@ -107,12 +113,13 @@ def main() -> None:
         with ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 2), mp_context=context) as pool:
             list(pool.map(compile_one, itertools.product([case], tiles, (True, False))))
         results[text] = rows = list(tune(case, tiles))
+        if options.json:
+            options.json.write_text(json.dumps(results))
         for side in ("forward", "gradient"):
             of_side = sorted((r for r in rows if r["side"] == side), key=lambda r: r["us"])
             for row in of_side[: options.top]:
-                print(f"{text:34s} {side:9s} {row['us']:8.1f} us {row['ratio']:.3f} {row['tile']}")
-    if options.json:
-        options.json.write_text(json.dumps(results))
+                figures = f"{row['us']:8.1f} us {row['ratio']:.3f} {row['tile']}"
+                print(f"{text:34s} {side:9s} {figures}", flush=True)
 
 
 if __name__ == "__main__":

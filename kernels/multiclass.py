@@ -1,11 +1,13 @@
 """How the multiclass kernels hold a tile: all classes of a few pixels, in registers.
 
-A tile is a tuple of STEPS tensors [ROWS, LANES, WIDTH], one for every LANES classes: pixel
+A tile is a tuple of STEPS tensors [LANES, ROWS, WIDTH], one for every LANES classes: pixel
 start + row * WIDTH + neighbour, class step * LANES + lane. With one lane a thread holds all classes
 of its pixels and a softmax needs no exchange between threads; many classes are spread over the
-lanes of a warp, so that a thread's share still fits into its registers.
+lanes of a warp, so that a thread's share still fits into its registers. The lanes come first,
+because Triton deals threads out along the first of dimensions that are alike: so all lanes of a
+pixel lie in one warp, and what they exchange needs no barrier.
 
-What belongs to a pixel and not to a class (its label, say) is [ROWS, LANES, WIDTH] too, the same in
+What belongs to a pixel and not to a class (its label, say) is [LANES, ROWS, WIDTH] too, the same in
 all lanes: loaded so, it lies as the logits do, and nothing has to be moved between threads.
 """
 
@@ -17,25 +19,59 @@ from fastseg_losses.kernels.terms import LN2, LOG2E, exp2, log1p_unit, log2, rec
 
 @triton.jit
 def lanes_of(LANES: tl.constexpr):
-    """The lanes as [1, LANES, 1]."""
-    return tl.arange(0, LANES)[None, :, None]
+    """The lanes as [LANES, 1, 1]."""
+    return tl.arange(0, LANES)[:, None, None]
 
 
 @triton.jit
-def tile_pixels(start, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
-    """A tile's pixels from `start`, the same in all lanes."""
-    rows = tl.arange(0, ROWS)[:, None, None] * WIDTH
-    return start + rows + tl.arange(0, WIDTH)[None, None, :] + lanes_of(LANES) * 0
+def classes_of(j: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """The classes of step j, [LANES, ROWS, 1]; with one lane a number, whose loads are cheaper."""
+    if LANES == 1:
+        return j
+    else:
+        return j * LANES + lanes_of(LANES) + tl.arange(0, ROWS)[None, :, None] * 0
 
 
 @triton.jit
-def pixel_pointers(base_ptr, pixels, start, stride_p, UNIT: tl.constexpr):
+def load_each(ptr, c, FIRST: tl.constexpr, C: tl.constexpr):
+    """Entries c of a (C,) vector as float32, 0 for those before FIRST and past the last."""
+    return tl.load(ptr + c, mask=(c >= FIRST) & (c < C), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def tile_offsets(ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """A tile's pixels from its start on, the same in all lanes."""
+    rows = tl.arange(0, ROWS)[None, :, None] * WIDTH + lanes_of(LANES) * 0
+    return rows + tl.arange(0, WIDTH)[None, None, :]
+
+
+@triton.jit
+def clamped_offsets(
+    left,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """The same, but no further than the last of the `left` pixels that there are.
+
+    To read a pixel twice is cheaper than to mask a load: that costs an instruction for every value.
+    """
+    if ALIGNED:  # whole rows, so that loads stay wide; `left` is a multiple of 16
+        rows = tl.arange(0, ROWS)[None, :, None] * WIDTH + lanes_of(LANES) * 0
+        return tl.minimum(rows, left - WIDTH) + tl.arange(0, WIDTH)[None, None, :]
+    else:
+        return tl.minimum(tile_offsets(ROWS, LANES, WIDTH), left - 1)
+
+
+@triton.jit
+def pixel_pointers(base_ptr, offsets, start, stride_p, UNIT: tl.constexpr):
     """Pointers to a tile's pixels; the tile's start in 64 bits."""
     if UNIT:
-        return base_ptr + start + (pixels - start)
+        return base_ptr + start + offsets
     else:
         stride = tl.cast(stride_p, tl.int64)
-        return base_ptr + start * stride + (pixels - start) * stride
+        return base_ptr + start * stride + offsets * stride
 
 
 @triton.jit
@@ -50,9 +86,8 @@ def class_stride(stride_c, ALIGNED: tl.constexpr):
 @triton.jit
 def load_classes(
     base_ptr,
-    pixels,
+    offsets,
     start,
-    end,
     stride_c,
     stride_p,
     other,
@@ -64,17 +99,16 @@ def load_classes(
 ):
     """A tile's values of every class as float32; `other` for classes past the last."""
     stride = class_stride(stride_c, ALIGNED)
-    ptrs = pixel_pointers(base_ptr, pixels, start, stride_p, UNIT) + lanes_of(LANES) * stride
-    inside = pixels < end
+    ptrs = pixel_pointers(base_ptr, offsets, start, stride_p, UNIT) + lanes_of(LANES) * stride
     values = ()
     for j in tl.static_range(STEPS):
         if (j + 1) * LANES > C:
             present = j * LANES + lanes_of(LANES) < C
             ahead = ptrs + j * LANES * stride
-            value = tl.load(ahead, mask=inside & present, other=0).to(tl.float32)
+            value = tl.load(ahead, mask=present, other=0).to(tl.float32)
             value = tl.where(present, value, other)
         else:
-            value = tl.load(ptrs + j * LANES * stride, mask=inside, other=0).to(tl.float32)
+            value = tl.load(ptrs + j * LANES * stride).to(tl.float32)
         values = values + (value,)
     return values
 
@@ -97,28 +131,32 @@ def read_tile(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     IDS: tl.constexpr,
     UNIT: tl.constexpr,
     ALIGNED: tl.constexpr,
     PIXEL_VALID: tl.constexpr,
     HAS_IGNORE: tl.constexpr,
 ):
-    """Logits of every class; the label (-1 where it is none) or every class's target; what counts.
+    """A tile's logits, targets, what counts of it, and its labels' logits.
 
-    Where a pixel does not count, its logits are 0, its label -1 and its targets 0.
+    The targets: the label (-1 where it is none), or every class's. Where a pixel that there is does
+    not count, its logits are 0 (its label's too), its label -1 and its targets 0; what lies behind
+    the last pixel has its logits, and label -1.
     """
-    pixels = tile_pixels(start, ROWS, LANES, WIDTH)
-    live = pixels < end
+    offsets = clamped_offsets(end - start, ROWS, LANES, WIDTH, ALIGNED)
+    live = tile_offsets(ROWS, LANES, WIDTH) < end - start
     xs = load_classes(
-        logits_ptr, pixels, start, end, logits_stride_c, logits_stride_p, float("-inf"),
+        logits_ptr, offsets, start, logits_stride_c, logits_stride_p, float("-inf"),
         C, STEPS, LANES, UNIT, ALIGNED,
     )  # fmt: skip
+    x_y = 0.0
     if PIXEL_VALID:
-        ptrs = pixel_pointers(valid_ptr, pixels, start, valid_stride_p, UNIT)
-        live = live & (tl.load(ptrs, mask=live, other=0) != 0)
+        ptrs = pixel_pointers(valid_ptr, offsets, start, valid_stride_p, UNIT)
+        live = live & (tl.load(ptrs) != 0)
     if IDS:
-        ptrs = pixel_pointers(targets_ptr, pixels, start, targets_stride_p, UNIT)
-        y = tl.load(ptrs, mask=pixels < end, other=0)
+        ptrs = pixel_pointers(targets_ptr, offsets, start, targets_stride_p, UNIT)
+        y = tl.load(ptrs)
         # wide enough for C and for a negative ignore_index, and no id wraps into a class
         if y.dtype.primitive_bitwidth < 32:
             y = y.to(tl.int32)
@@ -128,12 +166,23 @@ def read_tile(
         if HAS_IGNORE:
             live = live & (y != ignore_index)
         target = tl.where(live & known, y.to(tl.int32), -1)
+        if SOFTMAX:
+            # Once more, and from the L1 cache: to pick it from the others takes two instructions a
+            # class.
+            ptrs = pixel_pointers(logits_ptr, offsets, start, logits_stride_p, UNIT)
+            ptrs += tl.maximum(target, 0) * tl.cast(logits_stride_c, tl.int64)
+            x_y = tl.load(ptrs).to(tl.float32)
     else:
         target = load_classes(
-            targets_ptr, pixels, start, end, targets_stride_c, targets_stride_p, 0.0,
+            targets_ptr, offsets, start, targets_stride_c, targets_stride_p, 0.0,
             C, STEPS, LANES, UNIT, ALIGNED,
         )  # fmt: skip
-    if PIXEL_VALID or HAS_IGNORE:  # outside, loads have given 0
+        if not (PIXEL_VALID or HAS_IGNORE):
+            new = ()
+            for j in tl.static_range(STEPS):
+                new = new + (tl.where(live, target[j], 0.0),)
+            target = new
+    if PIXEL_VALID or HAS_IGNORE:
         new = ()
         for j in tl.static_range(STEPS):
             x = tl.where(live, xs[j], 0.0)
@@ -146,7 +195,7 @@ def read_tile(
             for j in tl.static_range(STEPS):
                 new = new + (tl.where(live, target[j], 0.0),)
             target = new
-    return xs, target, live
+    return xs, target, live, x_y
 
 
 @triton.jit
@@ -155,7 +204,7 @@ def over_lanes(value, LANES: tl.constexpr):
     if LANES == 1:
         return value
     else:
-        return tl.sum(value, 1, keep_dims=True)
+        return tl.sum(value, 0, keep_dims=True)
 
 
 @triton.jit
@@ -164,25 +213,17 @@ def largest_of(xs, STEPS: tl.constexpr, LANES: tl.constexpr):
     largest = xs[0]
     for j in tl.static_range(1, STEPS):
         largest = tl.maximum(largest, xs[j])
-    return largest if LANES == 1 else tl.max(largest, 1, keep_dims=True)
+    return largest if LANES == 1 else tl.max(largest, 0, keep_dims=True)
 
 
 @triton.jit
 def first_of(xs, largest, STEPS: tl.constexpr, LANES: tl.constexpr):
-    """The first class that is as large as the largest."""
-    first = tl.where(xs[STEPS - 1] == largest, (STEPS - 1) * LANES + lanes_of(LANES), 1 << 30)
-    for j in tl.static_range(STEPS - 2, -1, -1):
-        first = tl.where(xs[j] == largest, j * LANES + lanes_of(LANES), first)
-    return first if LANES == 1 else tl.min(first, 1, keep_dims=True)
-
-
-@triton.jit
-def of_label(xs, y, STEPS: tl.constexpr, LANES: tl.constexpr):
-    """The label's entry, 0 where there is none."""
-    picked = tl.where(y == lanes_of(LANES), xs[0], 0.0)
-    for j in tl.static_range(1, STEPS):
-        picked = tl.where(y == j * LANES + lanes_of(LANES), xs[j], picked)
-    return over_lanes(picked, LANES)
+    """The first class that is as large as the largest, as a float."""
+    first = tl.zeros_like(xs[0]) + float(1 << 23)
+    for j in tl.static_range(STEPS - 1, -1, -1):
+        first = tl.where(xs[j] == largest, float(j * LANES), first)
+    first += lanes_of(LANES).to(tl.float32)
+    return first if LANES == 1 else tl.min(first, 0, keep_dims=True)
 
 
 @triton.jit
@@ -206,11 +247,9 @@ def softmax(xs, largest, STEPS: tl.constexpr, LANES: tl.constexpr, PTX: tl.const
 
 
 @triton.jit
-def label_class(
-    xs, y, largest, total, r, log_total, STEPS: tl.constexpr, LANES: tl.constexpr, PTX: tl.constexpr
-):
-    """p, 1 - p and -log p of the label's class, as the softmax terms take them."""
-    x = of_label(xs, y, STEPS, LANES)
+def label_class(x_y, y, largest, total, r, log_total, PTX: tl.constexpr):
+    """p, 1 - p and -log p of the label's class, as the softmax terms take them; finite for none."""
+    x = tl.where(y >= 0, x_y, largest)
     e = exp2((x - largest) * LOG2E, PTX)
     return e * r, (total - e) * r, (largest - x) + log_total
 

@@ -6,10 +6,11 @@ import triton.language as tl
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.multiclass import (
     class_stride,
+    classes_of,
     lanes_of,
     pixel_pointers,
     read_tile,
-    tile_pixels,
+    tile_offsets,
 )
 from fastseg_losses.kernels.multiclass_slopes import load_region, sigmoid_slope, softmax_slopes
 from fastseg_losses.kernels.pixels import pixel_base
@@ -106,16 +107,17 @@ def _class_gradient_kernel(
     if VALID_KIND == "sample":
         annotated = tl.load(valid_ptr) != 0
 
-    pixels = tile_pixels(start, ROWS, LANES, WIDTH)
-    ptrs = pixel_pointers(dlogits_ptr, pixels, start, dlogits_stride_p, UNIT)
+    offsets = tile_offsets(ROWS, LANES, WIDTH)
+    ptrs = pixel_pointers(dlogits_ptr, offsets, start, dlogits_stride_p, UNIT)
     stride = class_stride(dlogits_stride_c, ALIGNED)
     ptrs += lanes_of(LANES) * stride
-    inside = pixels < P
+    inside = offsets < P - start
     if annotated:
-        xs, target, live = read_tile(
+        xs, target, live, x_y = read_tile(
             logits_ptr, targets_ptr, valid_ptr, start, P,
             logits_stride_c, logits_stride_p, targets_stride_c, targets_stride_p, valid_stride_p,
-            ignore_index, C, STEPS, ROWS, LANES, WIDTH, IDS, UNIT, ALIGNED, PIXEL_VALID, HAS_IGNORE,
+            ignore_index, C, STEPS, ROWS, LANES, WIDTH, SOFTMAX, IDS, UNIT, ALIGNED, PIXEL_VALID,
+            HAS_IGNORE,
         )  # fmt: skip
         groups = C if BATCH else N * C
         group = 0 if BATCH else n * C
@@ -131,15 +133,14 @@ def _class_gradient_kernel(
             upstream = tl.load(dloss_ptr).to(tl.float32)
             region_factor *= upstream
             point_factor *= upstream
-        rows = tl.arange(0, ROWS)[:, None, None] * 0
         regions = ()
         classes = ()
         for j in tl.static_range(STEPS):
-            c = j * LANES + lanes_of(LANES) + rows
+            c = classes_of(j, ROWS, LANES)
             classes = classes + (c,)
             if REGION:
                 region = load_region(
-                    dloss_ptr, table_ptr, c, group, groups, region_factor,
+                    dloss_ptr, table_ptr, c, group, groups,
                     dloss_stride_k, dloss_stride_c, C, FIRST, SUMS, PER_CLASS,
                 )  # fmt: skip
             else:
@@ -149,11 +150,12 @@ def _class_gradient_kernel(
             region_y = (0.0, 0.0)
             if IDS and REGION:
                 region_y = load_region(
-                    dloss_ptr, table_ptr, target, group, groups, region_factor,
+                    dloss_ptr, table_ptr, target, group, groups,
                     dloss_stride_k, dloss_stride_c, C, FIRST, SUMS, PER_CLASS,
                 )  # fmt: skip
             slopes = softmax_slopes(
-                xs, target, regions, region_y, points_ptr, classes, point_factor, term_params,
+                xs, target, x_y, regions, region_y, region_factor,
+                points_ptr, classes, point_factor, term_params,
                 TERMS, SMOOTHED, SPREAD, IDS, REGION, C, STEPS, LANES, PTX,
             )  # fmt: skip
         else:
@@ -164,8 +166,9 @@ def _class_gradient_kernel(
                 else:
                     t = target[j]
                 slope = sigmoid_slope(
-                    xs[j], t, live, regions[j], points_ptr, vector_ptr, classes[j], point_factor,
-                    vector_stride, term_params, TERMS, IDS, C, ROWS, LANES, WIDTH, PTX,
+                    xs[j], t, live, regions[j], region_factor,
+                    points_ptr, vector_ptr, classes[j], point_factor, vector_stride, term_params,
+                    TERMS, IDS, C, ROWS, LANES, WIDTH, PTX,
                 )  # fmt: skip
                 slopes = slopes + (slope,)
         for j in tl.static_range(STEPS):
@@ -176,7 +179,7 @@ def _class_gradient_kernel(
             there = inside & (j * LANES + lanes_of(LANES) < C)
             tl.store(ptrs + j * LANES * stride, slope, mask=there, cache_modifier=".cs")
     else:
-        zero = tl.zeros([ROWS, LANES, WIDTH], dlogits_ptr.dtype.element_ty)
+        zero = tl.zeros([LANES, ROWS, WIDTH], dlogits_ptr.dtype.element_ty)
         for j in tl.static_range(STEPS):
             there = inside & (j * LANES + lanes_of(LANES) < C)
             tl.store(ptrs + j * LANES * stride, zero, mask=there, cache_modifier=".cs")

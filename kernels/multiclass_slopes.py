@@ -13,6 +13,7 @@ from fastseg_losses.kernels.multiclass import (
     label_class,
     lanes_of,
     largest_of,
+    load_each,
     over_lanes,
     softmax,
     spread_target,
@@ -29,7 +30,6 @@ def load_region(
     c,
     group,
     groups,
-    factor,
     dloss_stride_k,
     dloss_stride_c,
     C: tl.constexpr,
@@ -39,37 +39,39 @@ def load_region(
 ):
     """dL/dI and dL/dP of classes c of a group that starts at `group` in the table; 0 for none.
 
-    SUMS: they are the upstream gradient. PER_CLASS: each class has an upstream gradient of its own.
+    Up to a factor that all classes share. SUMS: they are the upstream gradient. PER_CLASS: each
+    class has an upstream gradient of its own.
     """
     there = (c >= FIRST) & (c < C)
-    upstream = factor
     if SUMS:
         ptrs = dloss_ptr + c * dloss_stride_c
         d_overlap = tl.load(ptrs, mask=there, other=0.0).to(tl.float32)
         d_mass = tl.load(ptrs + dloss_stride_k, mask=there, other=0.0).to(tl.float32)
-        return d_overlap * factor, d_mass * factor
     else:
+        table_ptr += NORMS + group
+        d_overlap = load_each(table_ptr, c, FIRST, C)
+        d_mass = load_each(table_ptr + groups, c, FIRST, C)
         if PER_CLASS:
             each = tl.load(dloss_ptr + (c - FIRST) * dloss_stride_c, mask=there, other=0.0)
-            upstream = factor * each.to(tl.float32)
-        ptrs = table_ptr + NORMS + group + c
-        d_overlap = tl.load(ptrs, mask=there, other=0.0) * upstream
-        d_mass = tl.load(ptrs + groups, mask=there, other=0.0) * upstream
-        return d_overlap, d_mass
+            d_overlap *= each.to(tl.float32)
+            d_mass *= each.to(tl.float32)
+    return d_overlap, d_mass
 
 
 @triton.jit
 def load_point(points_ptr, k: tl.constexpr, c, factor, C: tl.constexpr):
     """The weight of a pointwise term for a target of classes c; 0 for none."""
-    return tl.load(points_ptr + k * C + c, mask=(c >= 0) & (c < C), other=0.0) * factor
+    return load_each(points_ptr + k * C, c, 0, C) * factor
 
 
 @triton.jit
 def softmax_slopes(
     xs,
     target,
+    x_y,
     regions,
     region_y,
+    region_factor,
     points_ptr,
     classes,
     factor,
@@ -84,19 +86,19 @@ def softmax_slopes(
     LANES: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """The gradient of every class. Regions: (dL/dI, dL/dP) of each step's classes, of the label's.
+    """The gradient of every class.
 
-    SPREAD: a pointwise term has a target in every class, as soft and smoothed ones do.
+    Regions: (dL/dI, dL/dP) of each step's classes and of the label's, without their factor. SPREAD:
+    a pointwise term has a target in every class, as soft and smoothed ones do.
     """
     gamma = params[2]
     e_smooth = params[3]
     largest = largest_of(xs, STEPS, LANES)
     es, total, r, log_total = softmax(xs, largest, STEPS, LANES, PTX)
-    push = tl.zeros_like(r)  # sum of u - sum of p h, so far of this lane's classes
+    spread = tl.zeros_like(r)  # sum of u, so far of this lane's classes
+    mass = tl.zeros_like(r)  # sum of p h / (factor r), likewise
     if IDS:
-        p_y, q_y, nll_y = label_class(
-            xs, target, largest, total, r, log_total, STEPS, LANES, PTX
-        )  # fmt: skip
+        p_y, q_y, nll_y = label_class(x_y, target, largest, total, r, log_total, PTX)
         pull_y = tl.zeros_like(r)
         for k in tl.static_range(len(TERMS)):
             _, pull = TERMS[k](p_y, q_y, nll_y, gamma, PTX)
@@ -106,36 +108,41 @@ def softmax_slopes(
             pull_y += weight * pull
     pulls = ()
     for j in tl.static_range(STEPS):
-        p = es[j] * r
         d_overlap, d_mass = regions[j]
         pull_j = 0.0
         if SPREAD:
-            pull_j = tl.zeros_like(p)
+            pull_j = tl.zeros_like(r)
             for k in tl.static_range(len(TERMS)):
                 if not IDS or SMOOTHED[k]:
                     nll = (largest - xs[j]) + log_total
-                    _, pull = TERMS[k](p, (total - es[j]) * r, nll, gamma, PTX)
-                    t = spread_target(target, p, j, e_smooth, IDS, SMOOTHED[k], C)
+                    _, pull = TERMS[k](es[j] * r, (total - es[j]) * r, nll, gamma, PTX)
+                    t = spread_target(target, nll, j, e_smooth, IDS, SMOOTHED[k], C)
                     weight = load_point(points_ptr, k, classes[j], factor, C)
-                    pull_j += tl.where((t != 0.0) & (weight != 0.0), t * weight * pull, 0.0)
-            push += pull_j
+                    share = t * weight
+                    pull_j += tl.where(share != 0.0, share * pull, 0.0)
+            spread += pull_j
         pulls = pulls + (pull_j,)
         if REGION:
-            push -= p * (d_mass if IDS else d_mass + d_overlap * target[j])
-    push = over_lanes(push, LANES)
+            mass += es[j] * (d_mass if IDS else d_mass + d_overlap * target[j])
+    push = over_lanes(spread, LANES) if SPREAD else spread  # sum of u - sum of p h
+    if REGION:
+        push -= region_factor * r * over_lanes(mass, LANES)
     if IDS:
         # -(1 - p) u, where p u - u would cancel once more
-        overlap_y, mass_y = region_y
+        overlap_y = region_factor * region_y[0]
         push -= p_y * overlap_y
-        slope_y = p_y * (mass_y + overlap_y + push) - q_y * pull_y
+        slope_y = p_y * (region_factor * region_y[1] + overlap_y + push) - q_y * pull_y
         push += pull_y
+    # p (push + factor h) = e (r push + r factor h), with two instructions a class
+    push *= r
+    region_factor *= r
     slopes = ()
     for j in tl.static_range(STEPS):
         d_overlap, d_mass = regions[j]
         slope = push
         if REGION:
-            slope = push + (d_mass if IDS else d_mass + d_overlap * target[j])
-        slope = es[j] * r * slope
+            slope += region_factor * (d_mass if IDS else d_mass + d_overlap * target[j])
+        slope *= es[j]
         if IDS:
             slope = tl.where(target == j * LANES + lanes_of(LANES), slope_y, slope)
         if SPREAD:
@@ -150,6 +157,7 @@ def sigmoid_slope(
     t,
     live,
     region,
+    region_factor,
     points_ptr,
     pos_weight_ptr,
     c,
@@ -166,21 +174,21 @@ def sigmoid_slope(
 ):
     """The gradient of one step's classes, each against the rest."""
     there = live & (c < C)
-    shape: tl.constexpr = [ROWS * LANES, WIDTH]
-    none = tl.zeros([ROWS, LANES, 1], tl.float32)
+    shape: tl.constexpr = [LANES * ROWS, WIDTH]
+    none = tl.zeros([LANES, ROWS, 1], tl.float32)
     coefs = (
-        tl.reshape(region[0] + none, [ROWS * LANES, 1]),
-        tl.reshape(region[1] + none, [ROWS * LANES, 1]),
+        tl.reshape(region_factor * region[0] + none, [LANES * ROWS, 1]),
+        tl.reshape(region_factor * region[1] + none, [LANES * ROWS, 1]),
     )
     for k in tl.static_range(len(TERMS) - 2):
         weight = load_point(points_ptr, k, c, factor, C)
-        coefs = coefs + (tl.reshape(weight + none, [ROWS * LANES, 1]),)
+        coefs = coefs + (tl.reshape(weight + none, [LANES * ROWS, 1]),)
     pos_weight = 1.0
     if pos_weight_ptr is not None:
-        weight = tl.load(pos_weight_ptr + c * pos_weight_stride, mask=c < C, other=0.0)
-        pos_weight = tl.reshape(weight + none, [ROWS * LANES, 1])
+        weight = load_each(pos_weight_ptr, c * pos_weight_stride, 0, C)
+        pos_weight = tl.reshape(weight + none, [LANES * ROWS, 1])
     terms = (params[0], params[1], params[2], pos_weight, params[3])
     x = tl.reshape(tl.where(there, x, NEUTRAL), shape)
     t = tl.reshape(tl.where(there, t, 0.0), shape)
     slope = slope_of_terms(x, t, coefs, terms, TERMS, IDS, PTX)
-    return tl.reshape(slope, [ROWS, LANES, WIDTH])
+    return tl.reshape(slope, [LANES, ROWS, WIDTH])

@@ -115,14 +115,9 @@ def _class_sums_kernel(
             size = 0  # not annotated: nothing of the sample is read
 
     planes = ()
-    for _k in tl.static_range(2 * STEPS):
-        planes = planes + (tl.zeros([ROWS, LANES], tl.float32),)
-    for _k in tl.static_range(STEPS):
-        planes = planes + (tl.zeros([ROWS, LANES], tl.int32),)
-    if not IDS:
-        for _k in tl.static_range(STEPS):
-            planes = planes + (tl.zeros([ROWS, LANES], tl.float32),)
-    zero = tl.zeros([ROWS, LANES], tl.float32)
+    for _k in tl.static_range((3 if IDS else 4) * STEPS):
+        planes = planes + (tl.zeros([LANES, ROWS], tl.float32),)
+    zero = tl.zeros([LANES, ROWS], tl.float32)
     sums = ()
     for _k in tl.static_range(len(COLUMNS)):
         sums = sums + (zero,)
@@ -131,13 +126,14 @@ def _class_sums_kernel(
     # mask costs a few instructions a pixel, not a class, and a second copy of the loop's body takes
     # seconds to compile.
     for tile in tl.range(s, tl.cdiv(size, TILE), S):
-        xs, target, live = read_tile(
+        xs, target, live, x_y = read_tile(
             logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
             logits_stride_c, logits_stride_p, targets_stride_c, targets_stride_p, valid_stride_p,
-            ignore_index, C, STEPS, ROWS, LANES, WIDTH, IDS, UNIT, ALIGNED, PIXEL_VALID, HAS_IGNORE,
+            ignore_index, C, STEPS, ROWS, LANES, WIDTH, SOFTMAX, IDS, UNIT, ALIGNED, PIXEL_VALID,
+            HAS_IGNORE,
         )  # fmt: skip
         planes, sums, extremes = add_tile(
-            planes, sums, extremes, xs, target, live,
+            planes, sums, extremes, xs, target, live, x_y,
             class_weights_ptr, vector_ptr, vector_stride, term_params,
             TERMS, BALANCED, SMOOTHED, SOFTMAX, IDS, C, STEPS, ROWS, LANES, WIDTH, PTX,
         )  # fmt: skip
@@ -145,11 +141,11 @@ def _class_sums_kernel(
     # ---- this program's partial sums
     flat = ()
     for k in tl.static_range(len(COLUMNS)):
-        value = tl.reshape(sums[k], [ROWS * LANES])
+        value = tl.reshape(sums[k], [LANES * ROWS])
         if SOFTMAX or k >= NUM_POINT:
             value *= 1.0 / LANES  # what belongs to a pixel was added up in every lane
         flat = flat + (value,)
-    record = columns_sum(flat, COLUMNS, tl.zeros([ROWS * LANES], tl.float32))
+    record = columns_sum(flat, COLUMNS, tl.zeros([LANES * ROWS], tl.float32))
     largest = tl.max(tl.max(extremes[0], 1))
     stray = tl.max(tl.max(extremes[1], 1))
     column = tl.arange(0, RECORD)
@@ -159,11 +155,11 @@ def _class_sums_kernel(
     # Only if something is wrong is each pixel looked at.
     if ((seen - seen) != 0.0) | (stray > 0.501) | (stray != stray):
         for tile in range(s, tl.cdiv(size, TILE), S):
-            xs, target, live = read_tile(
+            xs, target, live, _ = read_tile(
                 logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
                 logits_stride_c, logits_stride_p, targets_stride_c, targets_stride_p,
                 valid_stride_p, ignore_index,
-                C, STEPS, ROWS, LANES, WIDTH, IDS, UNIT, ALIGNED, PIXEL_VALID, HAS_IGNORE,
+                C, STEPS, ROWS, LANES, WIDTH, SOFTMAX, IDS, UNIT, ALIGNED, PIXEL_VALID, HAS_IGNORE,
             )  # fmt: skip
             for j in tl.static_range(STEPS):
                 there = live & (j * LANES + lanes_of(LANES) < C)
@@ -185,12 +181,12 @@ def _class_sums_kernel(
             elif plane == TARGET_PLANE and not IDS:
                 value = planes[3 * STEPS + j]
             else:
-                counts = planes[2 * STEPS + j]
+                counts = planes[2 * STEPS + j].to(tl.int32)
                 if plane == PREDICTED_PLANE:
-                    counts = counts >> 10
+                    counts = counts >> 8
                 if plane == HIT_PLANE:
-                    counts = counts >> 20
-                value = (counts & 1023).to(tl.float32)
+                    counts = counts >> 16
+                value = (counts & 255).to(tl.float32)
             values = values + (value,)
         total = class_sums(values, ROWS, LANES, BLOCK_STEPS)
         tl.store(row_ptr + RECORD + plane * C + c, total, mask=c < C)

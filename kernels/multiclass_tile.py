@@ -4,32 +4,34 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels.multiclass import (
+    classes_of,
     first_of,
     label_class,
     lanes_of,
     largest_of,
+    load_each,
     over_lanes,
     softmax,
     spread_target,
 )
 from fastseg_losses.kernels.sums import join_halves
-from fastseg_losses.kernels.terms import LOG2E, NEUTRAL, exp2, reciprocal, sigmoid_pixel
+from fastseg_losses.kernels.terms import LOG2E, NEUTRAL, equal, exp2, reciprocal, sigmoid_pixel
 
-# A thread counts target, predicted and hit pixels of a class in one integer, ten bits each;
-# multiclass_plan.py gives no thread more than MAX_COUNT pixels.
-MAX_COUNT = 1023
-PREDICTED_ONE = tl.constexpr(1 << 10)
-HIT_ONE = tl.constexpr(1 << 20)
+# A thread counts target, predicted and hit pixels of a class in one float, eight of its 24 bits
+# each; multiclass_plan.py gives no thread more than MAX_COUNT pixels. Floats, because to add a
+# product takes one instruction, and half the units that integers and selects wait for stand idle.
+MAX_COUNT = 255
+PREDICTED_ONE = tl.constexpr(float(1 << 8))
+HIT_ONE = tl.constexpr(float(1 << 16))
 
 
 @triton.jit
-def load_each(ptr, j, C: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """Entries of a (C,) vector for the classes of step j, [ROWS, LANES, 1]; 1 for None."""
+def weights_of(ptr, c, C: tl.constexpr):
+    """Weights of classes c from a (C,) vector; 1 for None."""
     if ptr is None:
         return 1.0
     else:
-        c = j * LANES + lanes_of(LANES) + tl.arange(0, ROWS)[:, None, None] * 0
-        return tl.load(ptr + c, mask=c < C, other=0.0)
+        return load_each(ptr, c, 0, C)
 
 
 @triton.jit
@@ -37,6 +39,7 @@ def softmax_points(
     xs,
     target,
     live,
+    x_y,
     largest,
     es,
     total,
@@ -64,9 +67,7 @@ def softmax_points(
     values = ()
     p_y = r
     if IDS:
-        p_y, q_y, nll_y = label_class(
-            xs, target, largest, total, r, log_total, STEPS, LANES, PTX
-        )  # fmt: skip
+        p_y, q_y, nll_y = label_class(x_y, target, largest, total, r, log_total, PTX)
         weight = 1.0
         if weights_ptr is not None:
             weight = tl.load(weights_ptr + target, mask=target >= 0, other=0.0)
@@ -86,9 +87,10 @@ def softmax_points(
             for j in tl.static_range(STEPS):
                 nll = (largest - xs[j]) + log_total
                 each, _ = TERMS[k](es[j] * r, (total - es[j]) * r, nll, gamma, PTX)
-                factor = load_each(weights_ptr, j, C, ROWS, LANES)
+                c = classes_of(j, ROWS, LANES)
+                factor = weights_of(weights_ptr, c, C)
                 if BALANCED[k]:
-                    factor = factor * load_each(alpha_ptr, j, C, ROWS, LANES)
+                    factor = factor * weights_of(alpha_ptr, c, C)
                 t = spread_target(target, nll, j, e_smooth, IDS, SMOOTHED[k], C)
                 # a target of 0 counts for nothing, even where the class was ruled out by -inf
                 counts = t != 0.0
@@ -120,25 +122,25 @@ def sigmoid_step(
     WIDTH: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """One step's classes, each against the rest: p, and the terms [ROWS, LANES], weighted."""
+    """One step's classes, each against the rest: p, and the terms [LANES, ROWS], weighted."""
     there = live & (j * LANES + lanes_of(LANES) < C)
-    x = tl.reshape(tl.where(there, x, NEUTRAL), [ROWS * LANES, WIDTH])
-    t = tl.reshape(tl.where(there, t, 0.0), [ROWS * LANES, WIDTH])
+    x = tl.reshape(tl.where(there, x, NEUTRAL), [LANES * ROWS, WIDTH])
+    t = tl.reshape(tl.where(there, t, 0.0), [LANES * ROWS, WIDTH])
     pos_weight = 1.0
     if pos_weight_ptr is not None:
-        c = j * LANES + tl.arange(0, ROWS * LANES) % LANES
+        c = j * LANES + tl.arange(0, LANES * ROWS) // ROWS
         at = pos_weight_ptr + c * pos_weight_stride
         pos_weight = tl.load(at, mask=c < C, other=0.0)[:, None]
     pixel = sigmoid_pixel(x, t, IDS, PTX)
     terms = (params[0], params[1], params[2], pos_weight, params[3])
-    weight = load_each(weights_ptr, j, C, ROWS, LANES)
-    if weights_ptr is not None:
-        weight = tl.reshape(weight, [ROWS, LANES])
+    weight = weights_of(weights_ptr, classes_of(j, ROWS, LANES), C)
+    if weights_ptr is not None and LANES > 1:
+        weight = tl.reshape(weight, [LANES, ROWS])
     values = ()
     for k in tl.static_range(len(TERMS)):
         value, _ = TERMS[k](pixel, terms, PTX)
-        values = values + (weight * tl.reshape(value, [ROWS, LANES]),)
-    return tl.reshape(pixel[4], [ROWS, LANES, WIDTH]), values
+        values = values + (weight * tl.reshape(value, [LANES, ROWS]),)
+    return tl.reshape(pixel[4], [LANES, ROWS, WIDTH]), values
 
 
 @triton.jit
@@ -149,6 +151,7 @@ def add_tile(
     xs,
     target,
     live,
+    x_y,
     weights_ptr,
     vector_ptr,
     vector_stride,
@@ -174,17 +177,19 @@ def add_tile(
     NUM_POINT: tl.constexpr = len(TERMS)
     largest = largest_of(xs, STEPS, LANES)
     first = first_of(xs, largest, STEPS, LANES)
+    lanes = lanes_of(LANES)
     if IDS:
-        label = target
+        label = target.to(tl.float32)
         certain = tl.zeros_like(largest) + 1.0
     else:
         certain = largest_of(target, STEPS, LANES)
-        label = first_of(target, certain, STEPS, LANES)
-    first = tl.where(live, first, -2)
-    label = tl.where(live, label, -1)
-    count = 1 + tl.where(first == label, HIT_ONE, 0)
+        label = tl.where(live, first_of(target, certain, STEPS, LANES), -1.0)
+    first = tl.where(live, first, -2.0 - LANES)
+    count = tl.where(first == label, 1.0 + HIT_ONE, 1.0)
+    # relative to the lane, so that each step compares with a constant
+    label -= lanes.to(tl.float32)
+    first -= lanes.to(tl.float32)
 
-    lanes = lanes_of(LANES)
     values = ()
     finite = tl.zeros_like(largest) + lanes * 0.0
     new_i = ()
@@ -197,23 +202,20 @@ def add_tile(
         r = tl.where(live, r, 0.0)
         best = r  # the largest's exponential is 1
         values, p_y = softmax_points(
-            xs, target, live, largest, es, total, r, log_total,
+            xs, target, live, x_y, largest, es, total, r, log_total,
             weights_ptr, vector_ptr, params,
             TERMS, BALANCED, SMOOTHED, IDS, C, STEPS, ROWS, LANES, PTX,
         )  # fmt: skip
     else:
         best = tl.where(live, reciprocal(1.0 + exp2(-largest * LOG2E, PTX), PTX), 0.0)
         for _k in tl.static_range(NUM_POINT):
-            values = values + (tl.zeros([ROWS, LANES], tl.float32),)
+            values = values + (tl.zeros([LANES, ROWS], tl.float32),)
     for j in tl.static_range(STEPS):
-        c = j * LANES + lanes
+        is_label = equal(label, float(j * LANES), PTX)
+        t = is_label if IDS else target[j]
         if SOFTMAX:
             p = es[j] * r
         else:
-            if IDS:
-                t = tl.where(target == c, 1.0, 0.0)
-            else:
-                t = target[j]
             p, added = sigmoid_step(
                 xs[j], t, live, j, weights_ptr, vector_ptr, vector_stride, params,
                 TERMS, IDS, C, ROWS, LANES, WIDTH, PTX,
@@ -222,18 +224,18 @@ def add_tile(
             for k in tl.static_range(NUM_POINT):
                 together = together + (values[k] + added[k],)
             values = together
-        if IDS:
-            overlap = tl.where(target == c, p_y if SOFTMAX else p, 0.0)
-        else:
-            overlap = p * target[j]
+        overlap = t * (p_y if IDS and SOFTMAX else p)
+        if not IDS:
             finite += target[j]
             new_t = new_t + (planes[3 * STEPS + j] + tl.sum(target[j], 2),)
             stray = tl.maximum(stray, tl.abs(target[j] - 0.5))
         new_i = new_i + (planes[j] + tl.sum(overlap, 2),)
         new_p = new_p + (planes[STEPS + j] + tl.sum(p, 2),)
-        counts = tl.where(label == c, count, 0) + tl.where(first == c, PREDICTED_ONE, 0)
-        new_n = new_n + (planes[2 * STEPS + j] + tl.sum(counts, 2),)
-        finite += xs[j] if (j + 1) * LANES <= C else tl.where(c < C, xs[j], 0.0)
+        counts = planes[2 * STEPS + j] + tl.sum(is_label * count, 2)
+        is_first = equal(first, float(j * LANES), PTX)
+        new_n = new_n + (counts + PREDICTED_ONE * tl.sum(is_first, 2),)
+        there = j * LANES + lanes < C
+        finite += xs[j] if (j + 1) * LANES <= C else tl.where(there, xs[j], 0.0)
 
     added = values if SOFTMAX else ()
     added = added + (best, tl.where(best > 0.5, 1.0, 0.0))
@@ -260,8 +262,8 @@ def class_sums(values, ROWS: tl.constexpr, LANES: tl.constexpr, BLOCK_STEPS: tl.
     """Sums over the rows of one plane's steps, [LANES * BLOCK_STEPS]; lane first, then step."""
     stacked = values
     for _ in tl.static_range(BLOCK_STEPS - len(values)):
-        stacked = stacked + (tl.zeros([ROWS, LANES], tl.float32),)
+        stacked = stacked + (tl.zeros([LANES, ROWS], tl.float32),)
     for _ in tl.static_range(10):
         if len(stacked) > 1:
             stacked = join_halves(stacked)
-    return tl.reshape(tl.sum(stacked[0], 0), [LANES * BLOCK_STEPS])
+    return tl.reshape(tl.sum(stacked[0], 1), [LANES * BLOCK_STEPS])

@@ -66,6 +66,17 @@ def reciprocal(x, PTX: tl.constexpr):
         return 1.0 / x
 
 
+@triton.jit
+def equal(a, b, PTX: tl.constexpr):
+    """1.0 where a and b are equal, else 0.0; PTX: one instruction, where a select takes two."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "set.eq.f32.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return tl.where(a == b, 1.0, 0.0)
+
+
 # ---- logarithms of 1 + e
 
 

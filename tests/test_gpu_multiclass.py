@@ -7,6 +7,8 @@ from oracle import check_against_float64, run
 from test_gpu import kernels_of, poisoned  # noqa: F401  (a fixture)
 
 from fastseg_losses import CombinedSegmentationLoss, DiceLoss
+from fastseg_losses.kernels.multiclass_tile import MAX_COUNT
+from fastseg_losses.kernels.tiles import class_tile
 
 pytestmark = pytest.mark.gpu
 
@@ -190,8 +192,10 @@ def test_new_shapes_do_not_compile(cuda, monkeypatch):
 
 
 def test_counts_of_many_pixels(cuda):
-    """One program a sample, more pixels a thread than its ten bits hold: it takes two."""
-    for pixels in (128 * 1023, 128 * 1024 + 1):
+    """One program a sample; one more pixel a thread than it can count: it takes two programs."""
+    tile = class_tile(2, unit=True)
+    most = tile.rows * tile.width * (MAX_COUNT // tile.width)
+    for pixels in (most, most + 1):
         logits, labels = draw((600, 2, pixels), cuda, torch.float16)
         _, stats = combined()(logits, labels, return_stats=True)
         first = (logits[:, 0] >= logits[:, 1]).sum()
