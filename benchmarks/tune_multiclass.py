@@ -51,7 +51,7 @@ def candidates(C: int) -> Iterator[ClassTile]:
         needed = 30 + steps * (width + 3)  # logits and three sums of each class
         for programs, registers in RESIDENT:
             if 0.8 * needed <= registers <= 1.6 * needed:
-                yield ClassTile(rows, lanes, width, warps, programs * 4 // warps, registers)
+                yield ClassTile(rows, lanes, width, warps, 1, programs * 4 // warps, registers)
 
 
 def plan_of(case: Case, tile: ClassTile, forward: bool) -> tuple[ClassPlan, Any, Any]:

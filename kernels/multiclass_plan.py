@@ -66,12 +66,11 @@ class ClassPlan(Plan):
         self._forward = self._backward = None
 
     def _programs_per_sample(self, row: int) -> int:
-        """The device filled once, as far as the workspace goes; no thread counts past MAX_COUNT."""
+        """The device filled once, as far as the workspace goes."""
         at, tile = self.layout, self.tile
         tiles = -(-at.P // (tile.rows * tile.width))
         most = min(tile.programs * self.device.multiprocessors, CLASS_WORKSPACE_BYTES // (4 * row))
-        least = -(-tiles // (MAX_COUNT // tile.width))
-        return max(1, least, min(most // at.N, tiles))
+        return max(1, min(most // at.N, tiles))
 
     def dloss_strides(self, strides: Sequence[int]) -> Strides:
         """Strides (k, n, c) of an upstream gradient that has these: (N,) is one a sample."""
@@ -102,6 +101,8 @@ class ClassPlan(Plan):
             "LOGS": f.logs,
             "REDUCTION": f.reduction,
             "SKIP_ABSENT": f.skip_absent,
+            "STAGES": self.tile.stages,
+            "CHUNK": MAX_COUNT // self.tile.width,
             "BLOCK_STEPS": 1 << (shape["STEPS"] - 1).bit_length(),
             "BLOCK_C": 1 << (at.C - 1).bit_length(),
             **self._shared,

@@ -6,7 +6,7 @@ import triton.language as tl
 from fastseg_losses.kernels import finalize, multiclass_rows
 from fastseg_losses.kernels.multiclass import lanes_of, read_tile
 from fastseg_losses.kernels.multiclass_finalize import finish_classes, finish_sample
-from fastseg_losses.kernels.multiclass_tile import add_tile, class_sums
+from fastseg_losses.kernels.multiclass_tile import add_tile, class_sums, counted
 from fastseg_losses.kernels.pixels import pixel_base
 from fastseg_losses.kernels.sums import columns_sum
 
@@ -18,8 +18,6 @@ VALID = finalize.VALID
 FIRST_POINT = finalize.FIRST_POINT
 FINITE = finalize.COUNTED  # of a program's record; of a sample's it is what its name says
 TARGET_PLANE = multiclass_rows.TARGET_PLANE
-PREDICTED_PLANE = multiclass_rows.PREDICTED_PLANE
-HIT_PLANE = multiclass_rows.HIT_PLANE
 SOFT_PLANES = multiclass_rows.SOFT_PLANES
 ID_PLANES = multiclass_rows.ID_PLANES
 
@@ -91,6 +89,8 @@ def _class_sums_kernel(
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
     STEPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    CHUNK: tl.constexpr,  # tiles that a thread can count the pixels of
     BLOCK_STEPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PTX: tl.constexpr,
@@ -114,29 +114,54 @@ def _class_sums_kernel(
         if tl.load(valid_ptr) == 0:
             size = 0  # not annotated: nothing of the sample is read
 
-    planes = ()
-    for _k in tl.static_range((3 if IDS else 4) * STEPS):
-        planes = planes + (tl.zeros([LANES, ROWS], tl.float32),)
+    samples_ptr = workspace_ptr + workspace_start
+    partials_ptr = samples_ptr + N * ROW
+    row_ptr = partials_ptr + pid.to(tl.int64) * ROW
+    step = tl.arange(0, LANES * BLOCK_STEPS)
+    c = step % BLOCK_STEPS * LANES + step // BLOCK_STEPS
     zero = tl.zeros([LANES, ROWS], tl.float32)
     sums = ()
     for _k in tl.static_range(len(COLUMNS)):
         sums = sums + (zero,)
     extremes = (zero, zero)
+    labelled = tl.zeros((), tl.float32)
     # Tiles are dealt out in turn, as in the binary kernel. One loop for whole and odd tiles: here a
     # mask costs a few instructions a pixel, not a class, and a second copy of the loop's body takes
-    # seconds to compile.
-    for tile in tl.range(s, tl.cdiv(size, TILE), S):
-        xs, target, live, x_y = read_tile(
-            logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
-            logits_stride_c, logits_stride_p, targets_stride_c, targets_stride_p, valid_stride_p,
-            ignore_index, C, STEPS, ROWS, LANES, WIDTH, SOFTMAX, IDS, UNIT, ALIGNED, PIXEL_VALID,
-            HAS_IGNORE,
-        )  # fmt: skip
-        planes, sums, extremes = add_tile(
-            planes, sums, extremes, xs, target, live, x_y,
-            class_weights_ptr, vector_ptr, vector_stride, term_params,
-            TERMS, BALANCED, SMOOTHED, SOFTMAX, IDS, C, STEPS, ROWS, LANES, WIDTH, PTX,
-        )  # fmt: skip
+    # seconds to compile. As many tiles at a time as a thread can count pixels.
+    tiles = tl.cdiv(size, TILE)
+    for chunk in range(tl.maximum(tl.cdiv(tiles, S * CHUNK), 1)):
+        planes = ()
+        for _k in tl.static_range((3 if IDS else 4) * STEPS):
+            planes = planes + (zero,)
+        begin = chunk * (S * CHUNK) + s
+        for tile in tl.range(begin, tl.minimum(begin + S * CHUNK, tiles), S, num_stages=STAGES):
+            xs, target, live, x_y = read_tile(
+                logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
+                logits_stride_c, logits_stride_p, targets_stride_c, targets_stride_p,
+                valid_stride_p, ignore_index, C, STEPS, ROWS, LANES, WIDTH,
+                SOFTMAX, IDS, UNIT, ALIGNED, PIXEL_VALID, HAS_IGNORE,
+            )  # fmt: skip
+            planes, sums, extremes = add_tile(
+                planes, sums, extremes, xs, target, live, x_y,
+                class_weights_ptr, vector_ptr, vector_stride, term_params,
+                TERMS, BALANCED, SMOOTHED, SOFTMAX, IDS, C, STEPS, ROWS, LANES, WIDTH, PTX,
+            )  # fmt: skip
+        for plane in tl.static_range(NUM_PLANES):
+            values = ()
+            for j in tl.static_range(STEPS):
+                if plane < 2:
+                    value = planes[plane * STEPS + j]
+                elif plane == TARGET_PLANE and not IDS:
+                    value = planes[3 * STEPS + j]
+                else:
+                    value = counted(planes[2 * STEPS + j], plane)
+                values = values + (value,)
+            total = class_sums(values, ROWS, LANES, BLOCK_STEPS)
+            ptrs = row_ptr + RECORD + plane * C + c
+            before = tl.load(ptrs, mask=(c < C) & (chunk > 0), other=0.0)
+            tl.store(ptrs, before + total, mask=c < C)
+            if plane == TARGET_PLANE and IDS:
+                labelled += tl.sum(total)
 
     # ---- this program's partial sums
     flat = ()
@@ -154,12 +179,12 @@ def _class_sums_kernel(
     bad_targets = tl.zeros((), tl.float32)
     # Only if something is wrong is each pixel looked at.
     if ((seen - seen) != 0.0) | (stray > 0.501) | (stray != stray):
-        for tile in range(s, tl.cdiv(size, TILE), S):
+        for tile in tl.range(s, tiles, S):
             xs, target, live, _ = read_tile(
                 logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
                 logits_stride_c, logits_stride_p, targets_stride_c, targets_stride_p,
-                valid_stride_p, ignore_index,
-                C, STEPS, ROWS, LANES, WIDTH, SOFTMAX, IDS, UNIT, ALIGNED, PIXEL_VALID, HAS_IGNORE,
+                valid_stride_p, ignore_index, C, STEPS, ROWS, LANES, WIDTH,
+                SOFTMAX, IDS, UNIT, ALIGNED, PIXEL_VALID, HAS_IGNORE,
             )  # fmt: skip
             for j in tl.static_range(STEPS):
                 there = live & (j * LANES + lanes_of(LANES) < C)
@@ -168,31 +193,8 @@ def _class_sums_kernel(
                 if not IDS:
                     odd = there & ~(tl.abs(target[j] - 0.5) <= 0.501)
                     bad_targets += tl.sum(tl.sum(tl.sum(tl.where(odd, 1.0, 0.0), 2), 1))
-    samples_ptr = workspace_ptr + workspace_start
-    partials_ptr = samples_ptr + N * ROW
-    row_ptr = partials_ptr + pid.to(tl.int64) * ROW
-    step = tl.arange(0, LANES * BLOCK_STEPS)
-    c = step % BLOCK_STEPS * LANES + step // BLOCK_STEPS
-    for plane in tl.static_range(NUM_PLANES):
-        values = ()
-        for j in tl.static_range(STEPS):
-            if plane < 2:
-                value = planes[plane * STEPS + j]
-            elif plane == TARGET_PLANE and not IDS:
-                value = planes[3 * STEPS + j]
-            else:
-                counts = planes[2 * STEPS + j].to(tl.int32)
-                if plane == PREDICTED_PLANE:
-                    counts = counts >> 8
-                if plane == HIT_PLANE:
-                    counts = counts >> 16
-                value = (counts & 255).to(tl.float32)
-            values = values + (value,)
-        total = class_sums(values, ROWS, LANES, BLOCK_STEPS)
-        tl.store(row_ptr + RECORD + plane * C + c, total, mask=c < C)
-        if plane == TARGET_PLANE and IDS:
-            # labels that are no class; counted here, where a count is exact in float32
-            bad_targets = tl.sum(tl.where(column == VALID, record, 0.0)) - tl.sum(total)
+    if IDS:  # labels that are no class; counted here, where a count is exact in float32
+        bad_targets = tl.sum(tl.where(column == VALID, record, 0.0)) - labelled
     record = tl.where(column == LARGEST, largest, record)
     record = tl.where(column == NONFINITE, nonfinite, record)
     record = tl.where(column == BAD_TARGETS, bad_targets, record)
@@ -201,7 +203,6 @@ def _class_sums_kernel(
         pointwise = (column >= FIRST_POINT) & (column < FIRST_POINT + NUM_POINT)
         poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
         record = tl.where(pointwise, record + poison, record)
-
     tl.store(row_ptr + column, record)
 
     # ---- the last program of a sample finishes it, the last sample finishes the loss

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastseg_losses.kernels import multiclass_rows
 from fastseg_losses.kernels.multiclass import (
     classes_of,
     first_of,
@@ -18,11 +19,13 @@ from fastseg_losses.kernels.sums import join_halves
 from fastseg_losses.kernels.terms import LOG2E, NEUTRAL, equal, exp2, reciprocal, sigmoid_pixel
 
 # A thread counts target, predicted and hit pixels of a class in one float, eight of its 24 bits
-# each; multiclass_plan.py gives no thread more than MAX_COUNT pixels. Floats, because to add a
+# each, up to MAX_COUNT pixels at a time. Floats, because to add a
 # product takes one instruction, and half the units that integers and selects wait for stand idle.
 MAX_COUNT = 255
 PREDICTED_ONE = tl.constexpr(float(1 << 8))
 HIT_ONE = tl.constexpr(float(1 << 16))
+PREDICTED_PLANE = multiclass_rows.PREDICTED_PLANE
+HIT_PLANE = multiclass_rows.HIT_PLANE
 
 
 @triton.jit
@@ -255,6 +258,17 @@ def add_tile(
         tl.maximum(extremes[1], tl.max(stray, 2)),
     )
     return new_i + new_p + new_n + new_t, new, extremes
+
+
+@triton.jit
+def counted(counts, plane: tl.constexpr):
+    """One plane's count out of what a thread has counted."""
+    counts = counts.to(tl.int32)
+    if plane == PREDICTED_PLANE:
+        counts = counts >> 8
+    if plane == HIT_PLANE:
+        counts = counts >> 16
+    return (counts & 255).to(tl.float32)
 
 
 @triton.jit

@@ -107,6 +107,7 @@ class ClassTile(NamedTuple):
     lanes: int
     width: int
     num_warps: int
+    stages: int  # of the forward kernel's pipeline
     programs: int  # a multiprocessor
     registers: int
 
@@ -133,5 +134,5 @@ def class_tile(C: int, unit: bool) -> ClassTile:
     width = min(4, lanes) if unit else 1
     rows = 32 * num_warps // lanes
     if lanes == 1:
-        return ClassTile(rows, lanes, width, num_warps, programs=4, registers=128)
-    return ClassTile(rows, lanes, width, num_warps, programs=3, registers=168)
+        return ClassTile(rows, lanes, width, num_warps, 1, programs=4, registers=128)
+    return ClassTile(rows, lanes, width, num_warps, 1, programs=3, registers=168)
