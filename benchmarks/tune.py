@@ -53,22 +53,22 @@ FORWARD: dict[str, list[tuple[int, ...]]] = {
         *itertools.product((64,), (16,), (2,), (1,), (12,), (80,)),
     ],
 }
+# (rows, width, warps, tiles, registers)
 GRADIENT: dict[str, list[tuple[int, ...]]] = {
     "float32/float32": [
-        *itertools.product((256,), (4,), (4,), (48, 64)),
-        *itertools.product((512,), (4,), (4, 8), (64,)),
-        *itertools.product((128,), (4,), (4,), (48,)),
+        *itertools.product((256,), (4,), (4,), (1, 2, 4), (48, 64)),
+        *itertools.product((512,), (4,), (4, 8), (1, 2), (64,)),
+        *itertools.product((128,), (4,), (4,), (2, 4), (48,)),
     ],
     "float32/uint8": [
-        *itertools.product((128, 256), (8,), (4,), (48, 64)),
-        *itertools.product((512,), (8,), (4, 8), (64, 80)),
+        *itertools.product((128, 256), (8,), (4,), (1, 2, 4), (48, 64)),
+        *itertools.product((512,), (8,), (8,), (1, 2), (64,)),
     ],
     "bfloat16/uint8": [
-        *itertools.product((512,), (8,), (4,), (64, 80, 96)),
-        *itertools.product((1024,), (8,), (8,), (64, 80, 96)),
-        *itertools.product((512,), (8,), (8,), (48, 64)),
-        *itertools.product((256,), (16,), (4,), (80, 128)),
-        *itertools.product((256,), (8,), (2, 4), (64,)),
+        *itertools.product((128, 256), (8,), (4,), (1, 2, 4, 8), (48, 64)),
+        *itertools.product((512,), (8,), (4,), (1, 2), (64, 80)),
+        *itertools.product((512,), (8,), (8,), (1, 2, 4), (48, 64)),
+        *itertools.product((128,), (16,), (4,), (1, 2, 4), (64, 80)),
     ],
 }
 

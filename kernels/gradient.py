@@ -46,7 +46,7 @@ def slope_of_terms(x, t, coefs, params, TERMS: tl.constexpr, HARD: tl.constexpr,
 
 
 NOT_SPECIALIZED = (
-    *("dloss_ptr", "pos_weight_ptr", "N", "C", "P", "W", "pos_weight_stride"),
+    *("dloss_ptr", "pos_weight_ptr", "N", "C", "P", "each", "pos_weight_stride"),
     *("dlogits_stride_n", "dlogits_stride_c", "dlogits_stride_p"),
     *("dloss_stride_k", "dloss_stride_n", "dloss_stride_c"),
     *("logits_stride_n", "logits_stride_c", "logits_stride_p"),
@@ -73,7 +73,7 @@ def _gradient_kernel(
     N,
     C,
     P,
-    W,  # (sample, class) pairs that the forward launch walked at a time
+    each,  # tiles a program
     # strides
     dlogits_stride_n,
     dlogits_stride_c,
@@ -105,16 +105,18 @@ def _gradient_kernel(
 ):
     TILE: tl.constexpr = ROWS * WIDTH
     PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
-    # The forward launch's order backwards: what it read last is still in the L2 cache.
-    tiles = tl.cdiv(P, TILE)
-    back = N * C * tiles - 1 - tl.program_id(0)
-    wave = back // (W * tiles)
-    rest = back - wave * (W * tiles)
-    width = tl.minimum(W, N * C - wave * W)
-    start = rest // width * TILE
-    pair = wave * W + rest % width
-    n = pair // C
-    c = pair % C
+    # The forward launch's order backwards: what it read last is still in the L2 cache. A grid of
+    # three dimensions, because a division takes 30 instructions, as much as a pixel.
+    wave = tl.num_programs(2) - 1 - tl.program_id(2)
+    pair = (wave + 1) * tl.num_programs(0) - 1 - tl.program_id(0)
+    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * each
+    if pair >= N * C:
+        return  # the last wave has fewer
+    n = pair
+    c = pair * 0
+    if C > 1:
+        n = pair // C
+        c = pair - n * C
 
     dlogits_ptr += pixel_base(n, c, dlogits_stride_n, dlogits_stride_c, ALIGNED)
     logits_ptr += pixel_base(n, c, logits_stride_n, logits_stride_c, ALIGNED)
@@ -137,32 +139,38 @@ def _gradient_kernel(
         g = c
     dloss_ptr += n.to(tl.int64) * dloss_stride_n + c.to(tl.int64) * dloss_stride_c
 
-    inside = start + tile_offsets(ROWS, WIDTH) < P
-    if annotated:
-        if start + TILE <= P:
-            x, t, live = read_pixels(
-                logits_ptr, targets_ptr, valid_ptr, start, P,
-                logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
-                ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
-            )  # fmt: skip
-            coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
-            dx = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", PTX)
-            if PIXEL_VALID or HAS_IGNORE:
+    for tile in range(first, tl.minimum(first + each, tl.cdiv(P, TILE))):
+        start = tile * TILE
+        inside = start + tile_offsets(ROWS, WIDTH) < P
+        if annotated:
+            if start + TILE <= P:
+                x, t, live = read_pixels(
+                    logits_ptr, targets_ptr, valid_ptr, start, P,
+                    logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
+                    ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
+                )  # fmt: skip
+                coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
+                dx = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", PTX)
+                if PIXEL_VALID or HAS_IGNORE:
+                    dx = tl.where(live, dx, 0.0)
+                store_tile(
+                    dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, False
+                )
+            else:
+                x, t, live = read_pixels(
+                    logits_ptr, targets_ptr, valid_ptr, start, P,
+                    logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
+                    ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
+                )  # fmt: skip
+                coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
+                dx = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", PTX)
                 dx = tl.where(live, dx, 0.0)
-            store_tile(dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, False)
+                store_tile(
+                    dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, True
+                )
         else:
-            x, t, live = read_pixels(
-                logits_ptr, targets_ptr, valid_ptr, start, P,
-                logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
-                ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
-            )  # fmt: skip
-            coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
-            dx = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", PTX)
-            dx = tl.where(live, dx, 0.0)
-            store_tile(dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, True)
-    else:
-        zero = tl.zeros([ROWS, WIDTH], tl.float32)
-        store_tile(dlogits_ptr, start, dlogits_stride_p, zero, inside, ROWS, WIDTH, UNIT, True)
+            zero = tl.zeros([ROWS, WIDTH], tl.float32)
+            store_tile(dlogits_ptr, start, dlogits_stride_p, zero, inside, ROWS, WIDTH, UNIT, True)
 
 
 @triton.jit(do_not_specialize=("dloss_ptr", "used_ptr", "assumed_ptr"))

@@ -27,6 +27,8 @@ INTERPRETED = not isinstance(_sums_forward_kernel, triton.JITFunction)
 SUM_COLUMNS = (0, 1, 2, 3, 4, 5)
 HARD_SUM_COLUMNS = (0, 1, 2, 3, 5)
 
+MAX_GRID_Y = 65535  # CUDA's limit, of the third dimension too
+
 Strides = tuple[int, int, int]
 Launcher = Callable[[Sequence[Any], Strides | tuple[()], int | None], None]
 
@@ -177,13 +179,20 @@ class Plan:
             "STAGES": tile.stages,
             **self._shared,
         }
-        return Launch(_sums_forward_kernel, self.programs, scalars, constexprs, self._options(tile))
+        grid = (self.programs, 1, 1)
+        return Launch(_sums_forward_kernel, grid, scalars, constexprs, self._options(tile))
 
     def backward_launch(self) -> "Launch":
         """The backward launch, without its tensors and the upstream gradient's strides."""
         at, f, tile = self.layout, self.formula, self._gradient_tile
+        tiles = -(-at.P // (tile.rows * tile.width))
+        each = max(tile.tiles, -(-tiles // MAX_GRID_Y))
+        # (sample, class) pairs that the forward launch walks at a time, tiles, waves of pairs
+        pairs = at.N * at.C
+        wave = max(self.wave, -(-pairs // MAX_GRID_Y))
+        grid = (wave, -(-tiles // each), -(-pairs // wave))
         scalars = (
-            *(at.N, at.C, at.P, self.wave),
+            *(at.N, at.C, at.P, each),
             *(*at.dlogits, *at.logits, *at.targets, *at.valid, at.pos_weight_stride),
             f.term_params,
             0.0 if f.ignore_index is None else f.ignore_index,
@@ -195,8 +204,7 @@ class Plan:
             "WIDTH": tile.width,
             **self._shared,
         }
-        programs = at.N * at.C * -(-at.P // (tile.rows * tile.width))
-        return Launch(_gradient_kernel, programs, scalars, constexprs, self._options(tile))
+        return Launch(_gradient_kernel, grid, scalars, constexprs, self._options(tile))
 
     def _options(self, tile: ForwardTile | GradientTile | ClassTile) -> dict[str, Any]:
         # FP fusion explicitly: its default changes in Triton 3.10.
@@ -210,7 +218,7 @@ class Launch(NamedTuple):
     """A kernel with everything but its tensors."""
 
     kernel: Any
-    programs: int
+    grid: tuple[int, int, int]
     scalars: tuple[Any, ...]
     constexprs: dict[str, Any]
     options: dict[str, Any]
@@ -222,7 +230,7 @@ class Launch(NamedTuple):
         10 us of 20. It takes addresses: for a tensor Triton asks the driver whether the device can
         reach it, at every launch.
         """
-        kernel, grid = self.kernel, (self.programs, 1, 1)
+        kernel, grid = self.kernel, self.grid
         if INTERPRETED:
             return lambda tensors, numbers, stream: kernel[grid](
                 *tensors, *numbers, *self.scalars, **self.constexprs

@@ -217,13 +217,23 @@ def largest_of(xs, STEPS: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def first_of(xs, largest, STEPS: tl.constexpr, LANES: tl.constexpr):
-    """The first class that is as large as the largest, as a float."""
-    first = tl.zeros_like(xs[0]) + float(1 << 23)
-    for j in tl.static_range(STEPS - 1, -1, -1):
-        first = tl.where(xs[j] == largest, float(j * LANES), first)
-    first += lanes_of(LANES).to(tl.float32)
-    return first if LANES == 1 else tl.min(first, 0, keep_dims=True)
+def first_largest(xs, STEPS: tl.constexpr, LANES: tl.constexpr):
+    """The largest over the classes, and the first class that is as large, as a float.
+
+    The class along with the maximum: to compare with the finished one leaves a predicate of every
+    class waiting, more than there are registers for.
+    """
+    largest = xs[0]
+    first = tl.zeros_like(largest)
+    for j in tl.static_range(1, STEPS):
+        first = tl.where(xs[j] > largest, float(j * LANES), first)
+        largest = tl.maximum(largest, xs[j])
+    if LANES > 1:
+        first += lanes_of(LANES).to(tl.float32)
+        over = tl.max(largest, 0, keep_dims=True)
+        first = tl.min(tl.where(largest == over, first, float(1 << 23)), 0, keep_dims=True)
+        largest = over
+    return largest, first
 
 
 @triton.jit

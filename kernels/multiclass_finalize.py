@@ -1,7 +1,8 @@
 """From every class's sums to a loss, inside the multiclass forward launch.
 
-The program that stores a sample's last partial row finishes that sample; the one that finishes the
-last sample finishes the loss. Rows are walked in a fixed order: same inputs, same bits.
+The programs of a sample form teams. Who stores a team's last partial row adds its rows up, who
+does so for a sample's last team finishes that sample, who finishes the last sample finishes the
+loss. Rows are added in a fixed order: same inputs, same bits.
 
 The rows are described in multiclass_rows.py. All is float32; G groups: N*C, or C with batch. The
 table, kept for backward:
@@ -23,7 +24,7 @@ import triton.language as tl
 
 from fastseg_losses.kernels import finalize, multiclass_rows
 from fastseg_losses.kernels.finalize import finish_terms, pick, region_term, store_statistics
-from fastseg_losses.kernels.multiclass_rows import sum_plane, sum_records
+from fastseg_losses.kernels.multiclass_rows import add_rows, load_plane, load_record
 
 RECORD = finalize.RECORD
 OVERLAP = finalize.OVERLAP
@@ -102,14 +103,12 @@ def finish_sample(
     # outputs
     loss_ptr,  # with reduction none (N, C - FIRST), or (N,) with pointwise terms; (4, N, C): sums
     table_ptr,
-    samples_ptr,  # (N, ROW)
+    sample_ptr,  # (ROW,)
     # inputs
-    partials_ptr,  # (N S, ROW)
     class_weights_ptr,  # (C,) or None
     # sizes
     n,
     N,
-    S,
     # scalars
     point_weights,
     region_weights,
@@ -126,26 +125,15 @@ def finish_sample(
     IDS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Reduce one sample's partial rows; store its own, and unless BATCH its coefficients."""
-    PLANES: tl.constexpr = ID_PLANES if IDS else SOFT_PLANES
-    ROW: tl.constexpr = RECORD + PLANES * C
+    """Complete one sample's row; unless BATCH store its coefficients."""
     column = tl.arange(0, RECORD)
     c = tl.arange(0, BLOCK_C)
-    partials_ptr += n.to(tl.int64) * S * ROW
-    samples_ptr += n.to(tl.int64) * ROW
-    record = sum_records(partials_ptr, S, C, PLANES)
+    record = load_record(sample_ptr)
     weight = load_weights(class_weights_ptr, C, BLOCK_C)
-    overlap = sum_plane(partials_ptr, S, OVERLAP_PLANE, C, PLANES, BLOCK_C)
-    mass = sum_plane(partials_ptr, S, MASS_PLANE, C, PLANES, BLOCK_C)
-    target = sum_plane(partials_ptr, S, TARGET_PLANE, C, PLANES, BLOCK_C)
-    predicted = sum_plane(partials_ptr, S, PREDICTED_PLANE, C, PLANES, BLOCK_C)
-    hit = sum_plane(partials_ptr, S, HIT_PLANE, C, PLANES, BLOCK_C)
-    planes_ptr = samples_ptr + RECORD + c
-    tl.store(planes_ptr + OVERLAP_PLANE * C, overlap, mask=c < C)
-    tl.store(planes_ptr + MASS_PLANE * C, mass, mask=c < C)
-    tl.store(planes_ptr + TARGET_PLANE * C, target, mask=c < C)
-    tl.store(planes_ptr + PREDICTED_PLANE * C, predicted, mask=c < C)
-    tl.store(planes_ptr + HIT_PLANE * C, hit, mask=c < C)
+    overlap = load_plane(sample_ptr, OVERLAP_PLANE, C, BLOCK_C)
+    mass = load_plane(sample_ptr, MASS_PLANE, C, BLOCK_C)
+    target = load_plane(sample_ptr, TARGET_PLANE, C, BLOCK_C)
+    hit = load_plane(sample_ptr, HIT_PLANE, C, BLOCK_C)
     valid = pick(record, column, VALID)
     if IDS:
         divisor = tl.sum(weight * target, 0)
@@ -153,8 +141,6 @@ def finish_sample(
         bad = pick(record, column, BAD_TARGETS)
         poison = tl.where(bad > 0.0, float("nan"), 1.0)
     else:
-        actual = sum_plane(partials_ptr, S, ACTUAL_PLANE, C, PLANES, BLOCK_C)
-        tl.store(planes_ptr + ACTUAL_PLANE * C, actual, mask=c < C)
         divisor = valid
         poison = 1.0
     if not SOFTMAX:
@@ -198,7 +184,8 @@ def finish_sample(
         tl.store(shares_ptr + n, share)
     else:
         tl.store(shares_ptr + n, poison if REDUCTION == "sums" else 1.0)
-    tl.store(samples_ptr + column, record)
+    tl.debug_barrier()  # all of the row has been read
+    tl.store(sample_ptr + column, record)
 
 
 @triton.jit
@@ -209,7 +196,7 @@ def finish_classes(
     table_ptr,
     alarm_ptr,  # (1,) int32 on the host, or None
     # inputs
-    samples_ptr,  # (N, ROW)
+    samples_ptr,  # (N, ROW); the first becomes their sum
     class_weights_ptr,  # (C,) or None
     vector_ptr,  # (C,) alpha or None
     # sizes
@@ -229,14 +216,17 @@ def finish_classes(
     SKIP_ABSENT: tl.constexpr,
     IDS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_ROW: tl.constexpr,
 ):
     """Reduce the samples to the loss, the terms' mean values, the normalisers, the statistics."""
-    PLANES: tl.constexpr = ID_PLANES if IDS else SOFT_PLANES
+    ROW: tl.constexpr = RECORD + (ID_PLANES if IDS else SOFT_PLANES) * C
     column = tl.arange(0, RECORD)
     c = tl.arange(0, BLOCK_C)
-    record = sum_records(samples_ptr, N, C, PLANES)
+    if N > 1:
+        add_rows(samples_ptr, samples_ptr, N, ROW, ROW, BLOCK_ROW)
+    record = load_record(samples_ptr)
     weight = load_weights(class_weights_ptr, C, BLOCK_C)
-    target = sum_plane(samples_ptr, N, TARGET_PLANE, C, PLANES, BLOCK_C)
+    target = load_plane(samples_ptr, TARGET_PLANE, C, BLOCK_C)
     valid = pick(record, column, VALID)
     poison = 1.0
     if IDS:
@@ -245,8 +235,8 @@ def finish_classes(
     groups = N * C
     if BATCH:
         groups = C
-        overlap = sum_plane(samples_ptr, N, OVERLAP_PLANE, C, PLANES, BLOCK_C)
-        mass = sum_plane(samples_ptr, N, MASS_PLANE, C, PLANES, BLOCK_C)
+        overlap = load_plane(samples_ptr, OVERLAP_PLANE, C, BLOCK_C)
+        mass = load_plane(samples_ptr, MASS_PLANE, C, BLOCK_C)
         record, loss, d_overlap, d_mass, counted = region_terms(
             record, overlap, mass, target, valid, weight, region_weights, region_params,
             C, LOGS, FIRST, SKIP_ABSENT, BLOCK_C,
@@ -275,11 +265,11 @@ def finish_classes(
     )  # fmt: skip
 
     # ---- each class, in the order of stats.CLASS_FIELDS
-    predicted = sum_plane(samples_ptr, N, PREDICTED_PLANE, C, PLANES, BLOCK_C)
-    hit = sum_plane(samples_ptr, N, HIT_PLANE, C, PLANES, BLOCK_C)
+    predicted = load_plane(samples_ptr, PREDICTED_PLANE, C, BLOCK_C)
+    hit = load_plane(samples_ptr, HIT_PLANE, C, BLOCK_C)
     actual = target
     if not IDS:
-        actual = sum_plane(samples_ptr, N, ACTUAL_PLANE, C, PLANES, BLOCK_C)
+        actual = load_plane(samples_ptr, ACTUAL_PLANE, C, BLOCK_C)
     share = tl.where(valid > 0.0, 1.0 / valid, 0.0)
     stats_ptr += NUM_FIELDS + NUM_POINT + len(LOGS) + c
     tl.store(stats_ptr, predicted * share, mask=c < C)

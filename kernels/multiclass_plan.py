@@ -11,6 +11,19 @@ from fastseg_losses.kernels.multiclass_tile import MAX_COUNT
 from fastseg_losses.kernels.tiles import CLASS_WORKSPACE_BYTES, ClassTile, class_tile
 
 
+def team_of(splits: int, at_once: int) -> int:
+    """How many of a sample's programs add up their rows before the teams' rows are added.
+
+    `at_once` rows are read as fast as one; a second round with its atomic costs about two of those.
+    """
+    teams = {team: -(-splits // team) for team in range(1, splits + 1)}
+    rounds = {
+        team: -(-team // at_once) + (2 + -(-count // at_once) if count > 1 else 0)
+        for team, count in teams.items()
+    }
+    return min(rounds, key=lambda team: (rounds[team], -team))
+
+
 class ClassPlan(Plan):
     """One multiclass formula at one layout on one device."""
 
@@ -32,8 +45,8 @@ class ClassPlan(Plan):
             unit = unit and at.valid[1] == 1
             rows.append(at.valid[0])
         aligned = at.P % 16 == 0 and all(stride % 16 == 0 for stride in rows)
-        self.tile = tile or class_tile(at.C, unit)
-        self.gradient_tile = gradient_tile or class_tile(at.C, unit)
+        self.tile = tile or class_tile(at.C, unit, not self.ids, forward=True)
+        self.gradient_tile = gradient_tile or class_tile(at.C, unit, not self.ids, forward=False)
         planes = multiclass_rows.ID_PLANES if self.ids else multiclass_rows.SOFT_PLANES
         row = finalize.RECORD.value + planes.value * at.C
         self.splits = self._programs_per_sample(row)
@@ -60,7 +73,9 @@ class ClassPlan(Plan):
             "ALIGNED": unit and aligned,
             "PTX": device.ptx,
         }
-        self.num_counters = 1 + at.N
+        self.block_row = min(1024, 1 << (row - 1).bit_length())
+        self.team = team_of(self.splits, multiclass_rows.ENTRIES_IN_FLIGHT // self.block_row)
+        self.num_counters = 1 + at.N + at.N * -(-self.splits // self.team)
         self.counters = {}
         self.single = None
         self._forward = self._backward = None
@@ -82,7 +97,7 @@ class ClassPlan(Plan):
         """The forward launch, without its tensors."""
         at, f = self.layout, self.formula
         scalars = (
-            *(at.N, at.P, self.splits),
+            *(at.N, at.P, self.splits, self.team),
             *(*at.logits, *at.targets, *at.valid, at.pos_weight_stride),
             self.workspace_start,
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
@@ -105,11 +120,12 @@ class ClassPlan(Plan):
             "CHUNK": MAX_COUNT // self.tile.width,
             "BLOCK_STEPS": 1 << (shape["STEPS"] - 1).bit_length(),
             "BLOCK_C": 1 << (at.C - 1).bit_length(),
+            "BLOCK_ROW": self.block_row,
             **self._shared,
             **shape,
         }
         options = self._options(self.tile)
-        return Launch(_class_sums_kernel, self.programs, scalars, constexprs, options)
+        return Launch(_class_sums_kernel, (self.programs, 1, 1), scalars, constexprs, options)
 
     def backward_launch(self) -> Launch:
         """The backward launch, without its tensors and the upstream gradient's strides."""
@@ -131,7 +147,8 @@ class ClassPlan(Plan):
             **self._shape(tile),
         }
         programs = at.N * -(-at.P // (tile.rows * tile.width))
-        return Launch(_class_gradient_kernel, programs, scalars, constexprs, self._options(tile))
+        options = self._options(tile)
+        return Launch(_class_gradient_kernel, (programs, 1, 1), scalars, constexprs, options)
 
     def _shape(self, tile: ClassTile) -> dict[str, int]:
         """A tile's constants."""

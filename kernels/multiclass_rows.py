@@ -26,38 +26,47 @@ TARGET_PLANE = tl.constexpr(2)
 PREDICTED_PLANE = tl.constexpr(3)
 HIT_PLANE = tl.constexpr(4)
 ACTUAL_PLANE = tl.constexpr(5)
+# Entries that are added up at a time: their loads wait for memory, not for each other. As many as
+# registers hold.
+ENTRIES_IN_FLIGHT = 8192
+IN_FLIGHT = tl.constexpr(ENTRIES_IN_FLIGHT)
 ID_PLANES = tl.constexpr(5)
 SOFT_PLANES = tl.constexpr(6)
 
 
 @triton.jit
-def sum_rows(rows_ptr, rows, at, there, ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """The sum and the maximum over rows of the entries `at`."""
-    row = tl.arange(0, BLOCK_ROWS)
-    total = (row[:, None] + at[None, :]).to(tl.float32) * 0.0
-    peak = total + float("-inf")
-    for start in range(0, rows, BLOCK_ROWS):
-        r = start + row[:, None]
-        here = (r < rows) & there[None, :]
-        ptrs = rows_ptr + r.to(tl.int64) * ROW + at[None, :]
-        value = tl.load(ptrs, mask=here, other=0.0, cache_modifier=".cg")
-        total += value
-        peak = tl.maximum(peak, tl.where(here, value, float("-inf")))
-    return tl.sum(total, 0), tl.max(peak, 0)
+def add_rows(sum_ptr, rows_ptr, rows, stride, ROW: tl.constexpr, BLOCK_ROW: tl.constexpr):
+    """Store the sum of rows that lie `stride` apart (LARGEST: the maximum), in a fixed order.
+
+    sum_ptr may be the first of them. The program's threads see the sum afterwards.
+    """
+    BLOCK_ROWS: tl.constexpr = IN_FLIGHT // BLOCK_ROW
+    row = tl.arange(0, BLOCK_ROWS)[:, None]
+    for first in range(0, ROW, BLOCK_ROW):
+        entry = first + tl.arange(0, BLOCK_ROW)
+        at = entry[None, :]
+        total = (row + at).to(tl.float32) * 0.0
+        for start in range(0, rows, BLOCK_ROWS):
+            r = start + row
+            ptrs = rows_ptr + r.to(tl.int64) * stride + at
+            here = (r < rows) & (at < ROW)
+            value = tl.load(ptrs, mask=here, other=0.0, cache_modifier=".cg")
+            # the largest probability is at least the 0 that masked loads give
+            total = tl.where(at == LARGEST, tl.maximum(total, value), total + value)
+        summed = tl.where(entry == LARGEST, tl.max(total, 0), tl.sum(total, 0))
+        tl.store(sum_ptr + entry, summed, mask=entry < ROW)
+    tl.debug_barrier()
 
 
 @triton.jit
-def sum_plane(rows_ptr, rows, plane, C: tl.constexpr, PLANES: tl.constexpr, BLOCK_C: tl.constexpr):
-    """One plane's sum over rows, (BLOCK_C,)."""
+def load_plane(row_ptr, plane, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """One plane of a row, (BLOCK_C,)."""
     c = tl.arange(0, BLOCK_C)
-    at = RECORD + plane * C + c
-    total, _ = sum_rows(rows_ptr, rows, at, c < C, RECORD + PLANES * C, 2048 // BLOCK_C)
-    return total
+    ptrs = row_ptr + RECORD + plane * C + c
+    return tl.load(ptrs, mask=c < C, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
-def sum_records(rows_ptr, rows, C: tl.constexpr, PLANES: tl.constexpr):
-    """The records' sum (LARGEST: the maximum) over rows."""
-    column = tl.arange(0, RECORD)
-    total, peak = sum_rows(rows_ptr, rows, column, column >= 0, RECORD + PLANES * C, 128)
-    return tl.where(column == LARGEST, peak, total)
+def load_record(row_ptr):
+    """A row's record."""
+    return tl.load(row_ptr + tl.arange(0, RECORD), cache_modifier=".cg")

@@ -6,6 +6,7 @@ import triton.language as tl
 from fastseg_losses.kernels import finalize, multiclass_rows
 from fastseg_losses.kernels.multiclass import lanes_of, read_tile
 from fastseg_losses.kernels.multiclass_finalize import finish_classes, finish_sample
+from fastseg_losses.kernels.multiclass_rows import add_rows
 from fastseg_losses.kernels.multiclass_tile import add_tile, class_sums, counted
 from fastseg_losses.kernels.pixels import pixel_base
 from fastseg_losses.kernels.sums import columns_sum
@@ -25,7 +26,7 @@ ID_PLANES = multiclass_rows.ID_PLANES
 # start a compilation.
 NOT_SPECIALIZED = (
     *("loss_ptr", "stats_ptr", "counters_ptr", "alarm_ptr", "class_weights_ptr", "vector_ptr"),
-    *("N", "P", "S", "workspace_start", "ignore_index", "vector_stride"),
+    *("N", "P", "S", "TEAM", "workspace_start", "ignore_index", "vector_stride"),
     *("logits_stride_n", "logits_stride_c", "logits_stride_p"),
     *("targets_stride_n", "targets_stride_c", "targets_stride_p"),
     *("valid_stride_n", "valid_stride_p"),
@@ -39,7 +40,7 @@ def _class_sums_kernel(
     stats_ptr,  # (NUM_FIELDS + terms + 5 C,)
     table_ptr,  # see multiclass_finalize.py
     workspace_ptr,  # samples, partials: see multiclass_finalize.py
-    counters_ptr,  # (1 + N,) int32, all 0 before and after
+    counters_ptr,  # (1 + N + N teams,) int32, all 0 before and after
     alarm_ptr,  # (1,) int32 on the host, or None
     # inputs
     logits_ptr,  # (N, C, P)
@@ -51,6 +52,7 @@ def _class_sums_kernel(
     N,
     P,
     S,  # programs a sample
+    TEAM,  # programs a team
     # strides
     logits_stride_n,
     logits_stride_c,
@@ -93,6 +95,7 @@ def _class_sums_kernel(
     CHUNK: tl.constexpr,  # tiles that a thread can count the pixels of
     BLOCK_STEPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_ROW: tl.constexpr,
     PTX: tl.constexpr,
 ):
     TILE: tl.constexpr = ROWS * WIDTH
@@ -205,25 +208,41 @@ def _class_sums_kernel(
         record = tl.where(pointwise, record + poison, record)
     tl.store(row_ptr + column, record)
 
-    # ---- the last program of a sample finishes it, the last sample finishes the loss
+    # ---- the last program of a team adds its rows up, the last team of a sample finishes it
     tl.debug_barrier()  # every thread's stores come before the one thread's release
-    arrived = tl.atomic_add(counters_ptr + 1 + n, 1, sem="acq_rel")
-    if arrived == S - 1:
+    teams = tl.cdiv(S, TEAM)
+    first = s // TEAM * TEAM
+    members = tl.minimum(TEAM, S - first)
+    sample_ptr = samples_ptr + n.to(tl.int64) * ROW
+    rows_ptr = partials_ptr + n.to(tl.int64) * S * ROW
+    team_ptr = counters_ptr + 1 + N + n * teams + s // TEAM
+    if tl.atomic_add(team_ptr, 1, sem="acq_rel") == members - 1:
         tl.debug_barrier()
-        finish_sample(
-            loss_ptr, table_ptr, samples_ptr, partials_ptr, class_weights_ptr,
-            n, N, S, point_weights, region_weights, region_params,
-            C, NUM_POINT, LOGS, REDUCTION, SOFTMAX, FIRST, BATCH, SKIP_ABSENT, IDS, BLOCK_C,
-        )  # fmt: skip
-        tl.store(counters_ptr + 1 + n, 0)
-        tl.debug_barrier()
-        finished = tl.atomic_add(counters_ptr, 1, sem="acq_rel")
-        if finished == N - 1:
+        tl.store(team_ptr, 0)
+        missing = teams - 1
+        if missing > 0:
+            first_ptr = rows_ptr + first * ROW
+            add_rows(first_ptr, first_ptr, members, ROW, ROW, BLOCK_ROW)
+            missing -= tl.atomic_add(counters_ptr + 1 + n, 1, sem="acq_rel")
+        if missing == 0:
             tl.debug_barrier()
-            finish_classes(
-                loss_ptr, stats_ptr, table_ptr, alarm_ptr,
-                samples_ptr, class_weights_ptr, vector_ptr,
-                N, point_weights, region_weights, region_params,
-                C, NUM_POINT, BALANCED, LOGS, REDUCTION, FIRST, BATCH, SKIP_ABSENT, IDS, BLOCK_C,
+            tl.store(counters_ptr + 1 + n, 0)
+            # the teams' sums, or if there is one team, its rows
+            stride = TEAM * ROW if teams > 1 else ROW
+            add_rows(sample_ptr, rows_ptr, teams if teams > 1 else S, stride, ROW, BLOCK_ROW)
+            finish_sample(
+                loss_ptr, table_ptr, sample_ptr, class_weights_ptr,
+                n, N, point_weights, region_weights, region_params,
+                C, NUM_POINT, LOGS, REDUCTION, SOFTMAX, FIRST, BATCH, SKIP_ABSENT, IDS, BLOCK_C,
             )  # fmt: skip
-            tl.store(counters_ptr, 0)
+            tl.debug_barrier()
+            if tl.atomic_add(counters_ptr, 1, sem="acq_rel") == N - 1:
+                tl.debug_barrier()
+                tl.store(counters_ptr, 0)
+                finish_classes(
+                    loss_ptr, stats_ptr, table_ptr, alarm_ptr,
+                    samples_ptr, class_weights_ptr, vector_ptr,
+                    N, point_weights, region_weights, region_params,
+                    C, NUM_POINT, BALANCED, LOGS, REDUCTION, FIRST, BATCH, SKIP_ABSENT, IDS,
+                    BLOCK_C, BLOCK_ROW,
+                )  # fmt: skip

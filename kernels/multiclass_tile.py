@@ -6,10 +6,9 @@ import triton.language as tl
 from fastseg_losses.kernels import multiclass_rows
 from fastseg_losses.kernels.multiclass import (
     classes_of,
-    first_of,
+    first_largest,
     label_class,
     lanes_of,
-    largest_of,
     load_each,
     over_lanes,
     softmax,
@@ -178,15 +177,14 @@ def add_tile(
     The extremes: the largest probability, how far a soft target strays from 0.5.
     """
     NUM_POINT: tl.constexpr = len(TERMS)
-    largest = largest_of(xs, STEPS, LANES)
-    first = first_of(xs, largest, STEPS, LANES)
+    largest, first = first_largest(xs, STEPS, LANES)
     lanes = lanes_of(LANES)
     if IDS:
         label = target.to(tl.float32)
         certain = tl.zeros_like(largest) + 1.0
     else:
-        certain = largest_of(target, STEPS, LANES)
-        label = tl.where(live, first_of(target, certain, STEPS, LANES), -1.0)
+        certain, label = first_largest(target, STEPS, LANES)
+        label = tl.where(live, label, -1.0)
     first = tl.where(live, first, -2.0 - LANES)
     count = tl.where(first == label, 1.0 + HIT_ONE, 1.0)
     # relative to the lane, so that each step compares with a constant

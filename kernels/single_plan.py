@@ -119,7 +119,7 @@ class SinglePlan:
             "launch_cooperative_grid": True,
         }
         kernel = gluon_kernels()._single_kernel
-        return Launch(kernel, tile.team * tile.teams, scalars, constexprs, options)
+        return Launch(kernel, (tile.team * tile.teams, 1, 1), scalars, constexprs, options)
 
     def settle_launch(self) -> Launch:
         """The launch that multiplies the gradient if it has to, without its tensors."""
@@ -127,4 +127,4 @@ class SinglePlan:
         programs = min(-(-size // SETTLE_BLOCK), 2 * self.device.multiprocessors)
         options = {"num_warps": 8, "enable_fp_fusion": True}
         constexprs = {"BLOCK": SETTLE_BLOCK}
-        return Launch(_settle_kernel, programs, (size,), constexprs, options)
+        return Launch(_settle_kernel, (programs, 1, 1), (size,), constexprs, options)

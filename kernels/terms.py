@@ -77,6 +77,17 @@ def equal(a, b, PTX: tl.constexpr):
         return tl.where(a == b, 1.0, 0.0)
 
 
+@triton.jit
+def greater(a, b, PTX: tl.constexpr):
+    """1.0 where a > b, else 0.0; PTX: one instruction, also for what was bfloat16."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "set.gt.f32.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return tl.where(a > b, 1.0, 0.0)
+
+
 # ---- logarithms of 1 + e
 
 
@@ -137,7 +148,7 @@ def sigmoid_pixel(x, t, HARD: tl.constexpr, PTX: tl.constexpr):
     e = exp2(tl.abs(x) * (-LOG2E), PTX)
     r = reciprocal(1.0 + e, PTX)
     s = e * r
-    step = tl.where(x > 0, 1.0, 0.0)
+    step = greater(x, 0.0, PTX)
     p = tl.abs(step - s)  # without a select: r is 1 - s
     p_not = tl.where(x > 0, s, r)
     error = p - t

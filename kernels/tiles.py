@@ -15,11 +15,12 @@ class ForwardTile(NamedTuple):
 
 
 class GradientTile(NamedTuple):
-    """Tile of the gradient kernel: rows x width pixels."""
+    """Tile of the gradient kernel: rows x width pixels, and how many tiles a program takes."""
 
     rows: int
     width: int
     num_warps: int
+    tiles: int
     registers: int
 
 
@@ -39,10 +40,11 @@ def forward_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> ForwardTi
 def gradient_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> GradientTile:
     """Tile of the backward kernel for the given element sizes."""
     if not unit:
-        return GradientTile(rows=256, width=1, num_warps=8, registers=64)
+        return GradientTile(rows=256, width=1, num_warps=8, tiles=2, registers=64)
     if logits_bytes == 4 and targets_bytes > 1:
-        return GradientTile(rows=512, width=4, num_warps=8, registers=64)
-    return GradientTile(rows=256, width=8, num_warps=4, registers=64)
+        return GradientTile(rows=512, width=4, num_warps=8, tiles=2, registers=64)
+    tiles = 2 if logits_bytes == 4 else 4
+    return GradientTile(rows=256, width=8, num_warps=4, tiles=tiles, registers=64)
 
 
 class SingleTile(NamedTuple):
@@ -116,23 +118,35 @@ class ClassTile(NamedTuple):
 CLASS_WORKSPACE_BYTES = 3 << 19
 
 
-def class_tile(C: int, unit: bool) -> ClassTile:
-    """Tile of the multiclass kernels; `unit`: a class's pixels lie next to each other.
+def class_tile(C: int, unit: bool, soft: bool, forward: bool) -> ClassTile:
+    """Tile of a multiclass kernel; `unit`: a class's pixels lie next to each other.
 
-    Not measured yet: chosen so that ptxas (sm_90) spills next to nothing.
+    From what was measured on an H100 (us; 128 threads; lanes x width, registers), and between:
 
-    Up to 20 classes a thread, so that their logits and sums stay in registers, or with several
-    lanes 10 of 4 neighbours, so that a warp reads sectors of 32 bytes. Without unit stride, classes
-    lie next to each other as a rule (channels_last): lanes along them.
+        logits, ids                        forward                      gradient
+        8x5x512x1024      bf16, uint8      1x4 128: 46,  1x2 96: 56     1x4 128: 36,   1x2 96: 38
+        8x19x512x1024     fp32, int64      1x2 168: 134, 2x4 168: 140   1x2 96: 241,   1x4 168: 242
+                          bf16, uint8      1x2 168: 98,  1x1 128: 105   1x4 168: 117,  1x2 96: 119
+        8x40x512x512      bf16, uint8      4x2 128: 127, 1x1 255: 134   4x4 128: 133,  1x1 255: 134
+                          fp32, uint8      4x2 128: 148, 1x1 255: 307   4x2 128: 241,  4x4 128: 246
+        2x118x128x128x128 fp32, uint8      4x2 255: 849, 8x4 168: 976   4x4 255: 1433, 8x4 128: 1507
+        4x150x512x512     bf16, uint8      8x2 168: 261, 4x2 255: 284   4x4 255: 252,  8x4 128: 263
+
+    32 lanes take twice as long. Pipelining gains nothing, but where a thread has little to do. Soft
+    targets, and classes next to each other (channels_last: lanes along them), were not measured.
     """
-    num_warps = 4
-    lanes = 1 if C <= 20 else 2
-    while lanes > 1 and lanes * 10 < C and lanes < 32:
+    width = (4 if C <= 8 or not forward else 2) if unit else 1
+    if soft:
+        width = max(1, width // 2)
+    most = 30 if forward else 38  # steps that fit into registers
+    lanes = 1 if C <= 24 else 4
+    while lanes < 32 and lanes * most < C:
         lanes *= 2
     if not unit:
         lanes = max(lanes, min(8, 1 << (C - 1).bit_length()))
-    width = min(4, lanes) if unit else 1
-    rows = 32 * num_warps // lanes
-    if lanes == 1:
-        return ClassTile(rows, lanes, width, num_warps, 1, programs=4, registers=128)
-    return ClassTile(rows, lanes, width, num_warps, 1, programs=3, registers=168)
+    steps = -(-C // lanes)
+    # of each class a thread keeps the logits (and targets), and three or four sums
+    needed = steps * width * (1 + soft) + (steps * (3 + soft) if forward else 0) + 40
+    registers, programs = (128, 4) if needed <= 110 else (168, 3) if needed <= 155 else (255, 2)
+    stages = 2 if forward and C <= 8 else 1
+    return ClassTile(128 // lanes, lanes, width, 4, stages, programs, registers)

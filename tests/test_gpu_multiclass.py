@@ -192,8 +192,8 @@ def test_new_shapes_do_not_compile(cuda, monkeypatch):
 
 
 def test_counts_of_many_pixels(cuda):
-    """One program a sample; one more pixel a thread than it can count: it takes two programs."""
-    tile = class_tile(2, unit=True)
+    """One program a sample, and one more pixel a thread than it can count at a time."""
+    tile = class_tile(2, unit=True, soft=False, forward=True)
     most = tile.rows * tile.width * (MAX_COUNT // tile.width)
     for pixels in (most, most + 1):
         logits, labels = draw((600, 2, pixels), cuda, torch.float16)
