@@ -121,10 +121,11 @@ def resources(kernel, path: Path) -> tuple[int, int]:
 def test_the_benchmarked_cases_fit_into_registers(logits, targets, C, tmp_path):
     """All classes of a pixel, their sums and counts fit into a thread's registers.
 
-    A dozen words are spilled at 19 classes, in a loop of 540 instructions.
+    A few words are spilled at 19 classes; at more than 100 up to 80, of some 250: on an H100 still
+    faster than more lanes, which spill none (118 classes: 849 us against 964).
     """
     plan = make_plan(logits, targets, C, ptx=True)
     kernels = build_both(plan, logits, targets, TARGETS["sm_90"])
     for kernel, tile in zip(kernels, (plan.tile, plan.gradient_tile), strict=True):
         registers, spilled = resources(kernel, tmp_path / "kernel.ptx")
-        assert spilled <= 64 and registers <= tile.registers
+        assert spilled <= (64 if C == 19 else 320) and registers <= tile.registers
