@@ -57,7 +57,7 @@ def clamped_offsets(
 
     To read a pixel twice is cheaper than to mask a load: that costs an instruction for every value.
     """
-    if ALIGNED:  # whole rows, so that loads stay wide; `left` is a multiple of 16
+    if ALIGNED:  # whole rows, so that loads stay wide; `left` is a multiple of WIDTH
         rows = tl.arange(0, ROWS)[None, :, None] * WIDTH + lanes_of(LANES) * 0
         return tl.minimum(rows, left - WIDTH) + tl.arange(0, WIDTH)[None, None, :]
     else:
@@ -140,9 +140,9 @@ def read_tile(
 ):
     """A tile's logits, targets, what counts of it, and its labels' logits.
 
-    The targets: the label (-1 where it is none), or every class's. Where a pixel that there is does
-    not count, its logits are 0 (its label's too), its label -1 and its targets 0; what lies behind
-    the last pixel has its logits, and label -1.
+    The targets: the label (-1 where it is none), or every class's. Where a pixel does not count,
+    its label is -1, its targets are 0 and its logits 0; but without a mask by pixel, what lies
+    behind the last pixel has that pixel's logits. Where there is no label, its logit is anything.
     """
     offsets = clamped_offsets(end - start, ROWS, LANES, WIDTH, ALIGNED)
     live = tile_offsets(ROWS, LANES, WIDTH) < end - start

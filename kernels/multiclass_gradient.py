@@ -88,7 +88,7 @@ def _class_gradient_kernel(
     PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
     NUM_POINT: tl.constexpr = len(TERMS) if SOFTMAX else len(TERMS) - 2
     if ALIGNED:
-        P = P // 16 * 16  # so that the compiler knows, and a mask does not break up a wide load
+        P = P // 16 * 16  # so that the compiler knows, and the mask does not break up wide stores
     # The forward launch's order backwards: what it read last is still in the L2 cache.
     tiles = tl.cdiv(P, TILE)
     back = N * tiles - 1 - tl.program_id(0)

@@ -10,6 +10,8 @@ from fastseg_losses.kernels.multiclass_sums import _class_sums_kernel
 from fastseg_losses.kernels.multiclass_tile import MAX_COUNT
 from fastseg_losses.kernels.tiles import CLASS_WORKSPACE_BYTES, ClassTile, class_tile
 
+EXACT = 1 << 24  # float32 counts no further
+
 
 def team_of(splits: int, at_once: int) -> int:
     """How many of a sample's programs add up their rows before the teams' rows are added.
@@ -81,11 +83,15 @@ class ClassPlan(Plan):
         self._forward = self._backward = None
 
     def _programs_per_sample(self, row: int) -> int:
-        """The device filled once, as far as the workspace goes."""
+        """The device filled once, as far as the workspace goes; counts exact in float32.
+
+        What belongs to a pixel is counted in every lane: 2**24 pixels and lanes a program.
+        """
         at, tile = self.layout, self.tile
         tiles = -(-at.P // (tile.rows * tile.width))
         most = min(tile.programs * self.device.multiprocessors, CLASS_WORKSPACE_BYTES // (4 * row))
-        return max(1, min(most // at.N, tiles))
+        least = -(-tiles // (EXACT // (tile.rows * tile.lanes * tile.width)))
+        return max(1, least, min(most // at.N, tiles))
 
     def dloss_strides(self, strides: Sequence[int]) -> Strides:
         """Strides (k, n, c) of an upstream gradient that has these: (N,) is one a sample."""

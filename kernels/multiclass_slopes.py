@@ -96,7 +96,7 @@ def softmax_slopes(
     largest = largest_of(xs, STEPS, LANES)
     es, total, r, log_total = softmax(xs, largest, STEPS, LANES, PTX)
     spread = tl.zeros_like(r)  # sum of u, so far of this lane's classes
-    mass = tl.zeros_like(r)  # sum of p h / (factor r), likewise
+    mass = tl.zeros_like(r)  # sum of e h, likewise, without the label's dL/dI
     if IDS:
         p_y, q_y, nll_y = label_class(x_y, target, largest, total, r, log_total, PTX)
         pull_y = tl.zeros_like(r)
@@ -124,16 +124,18 @@ def softmax_slopes(
         pulls = pulls + (pull_j,)
         if REGION:
             mass += es[j] * (d_mass if IDS else d_mass + d_overlap * target[j])
-    push = over_lanes(spread, LANES) if SPREAD else spread  # sum of u - sum of p h
+    push = over_lanes(spread, LANES) if SPREAD else spread  # sum of u, and what all classes share
+    # The factor after the difference: where p is 1, h and its mean are the same number, and a fused
+    # multiply-add of one but not the other would leave 1e-7 of it.
+    mean = 0.0
     if REGION:
-        push -= region_factor * r * over_lanes(mass, LANES)
+        mean = r * over_lanes(mass, LANES)
     if IDS:
-        # -(1 - p) u, where p u - u would cancel once more
-        overlap_y = region_factor * region_y[0]
-        push -= p_y * overlap_y
-        slope_y = p_y * (region_factor * region_y[1] + overlap_y + push) - q_y * pull_y
-        push += pull_y
-    # p (push + factor h) = e (r push + r factor h), with two instructions a class
+        # of the label's own pulls (1 - p) is left: p u - u would cancel once more
+        pull = region_factor * ((region_y[1] - mean) + q_y * region_y[0])
+        slope_y = p_y * (pull + push) - q_y * pull_y
+        push += pull_y - region_factor * (p_y * region_y[0])
+    # p (push + factor h) = e (r push + r factor h)
     push *= r
     region_factor *= r
     slopes = ()
@@ -141,7 +143,8 @@ def softmax_slopes(
         d_overlap, d_mass = regions[j]
         slope = push
         if REGION:
-            slope += region_factor * (d_mass if IDS else d_mass + d_overlap * target[j])
+            h = d_mass if IDS else d_mass + d_overlap * target[j]
+            slope += region_factor * (h - mean)
         slope *= es[j]
         if IDS:
             slope = tl.where(target == j * LANES + lanes_of(LANES), slope_y, slope)

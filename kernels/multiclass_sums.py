@@ -111,7 +111,7 @@ def _class_sums_kernel(
     targets_ptr += pixel_base(n, 0, targets_stride_n, 0, ALIGNED)
     if VALID_KIND != "none":
         valid_ptr += pixel_base(n, 0, valid_stride_n, 0, ALIGNED and PIXEL_VALID)
-    # so that the compiler knows, and a mask does not break up a wide load
+    # so that the compiler knows, and to stop at the last pixel does not break up a wide load
     size = P // 16 * 16 if ALIGNED else P
     if VALID_KIND == "sample":
         if tl.load(valid_ptr) == 0:
@@ -128,9 +128,9 @@ def _class_sums_kernel(
         sums = sums + (zero,)
     extremes = (zero, zero)
     labelled = tl.zeros((), tl.float32)
-    # Tiles are dealt out in turn, as in the binary kernel. One loop for whole and odd tiles: here a
-    # mask costs a few instructions a pixel, not a class, and a second copy of the loop's body takes
-    # seconds to compile. As many tiles at a time as a thread can count pixels.
+    # Tiles are dealt out in turn, as in the binary kernel. One loop for whole and odd tiles: where
+    # a tile ends costs a few instructions a pixel, not a class, and a second copy of the loop's
+    # body takes seconds to compile. As many tiles at a time as a thread can count pixels.
     tiles = tl.cdiv(size, TILE)
     for chunk in range(tl.maximum(tl.cdiv(tiles, S * CHUNK), 1)):
         planes = ()
@@ -165,6 +165,7 @@ def _class_sums_kernel(
             tl.store(ptrs, before + total, mask=c < C)
             if plane == TARGET_PLANE and IDS:
                 labelled += tl.sum(total)
+        tl.debug_barrier()  # the next chunk adds to what was stored here
 
     # ---- this program's partial sums
     flat = ()

@@ -18,8 +18,8 @@ from fastseg_losses.kernels.sums import join_halves
 from fastseg_losses.kernels.terms import LOG2E, NEUTRAL, equal, exp2, reciprocal, sigmoid_pixel
 
 # A thread counts target, predicted and hit pixels of a class in one float, eight of its 24 bits
-# each, up to MAX_COUNT pixels at a time. Floats, because to add a
-# product takes one instruction, and half the units that integers and selects wait for stand idle.
+# each, up to MAX_COUNT pixels at a time. A float, because to add a product takes one instruction,
+# and in units that are less busy than those for integers and selects.
 MAX_COUNT = 255
 PREDICTED_ONE = tl.constexpr(float(1 << 8))
 HIT_ONE = tl.constexpr(float(1 << 16))

@@ -15,6 +15,7 @@ from fastseg_losses import (
     plans,
     region_sums,
 )
+from fastseg_losses.kernels import launch, multiclass_plan
 
 # The interpreter takes a second a loss: there, those that go through every branch of the finish.
 FEW = MULTICLASS if torch.cuda.is_available() else [MULTICLASS[k] for k in (0, 1, 5)]
@@ -236,6 +237,42 @@ def test_many_samples_and_many_programs(device):
     plans.PLANS.clear()
     check_against_float64(DiceCE, logits, targets)
     assert max(plan.splits for plan in plans.PLANS.values() if plan) > 1
+
+
+@pytest.mark.parametrize("team", [1, 3])
+def test_teams_of_programs_and_chunks_of_tiles(team, device, monkeypatch):
+    """Teams with a partial last one, and more tiles than a thread can count pixels of."""
+    monkeypatch.setattr(multiclass_plan, "team_of", lambda splits, at_once: team)
+    monkeypatch.setattr(multiclass_plan, "MAX_COUNT", 4)
+    for C, row in ((3, 31), (30, 166)):
+        # four programs, on any device
+        monkeypatch.setattr(multiclass_plan, "CLASS_WORKSPACE_BYTES", 4 * 4 * row)
+        plans.PLANS.clear()
+        logits, targets = draw((1, C, 6001), device, kind=torch.uint8)
+        check_against_float64(DiceCE, logits, targets)
+        for plan in [plan for plan in plans.PLANS.values() if plan]:
+            assert plan.splits == 4 and plan.num_counters == 2 + -(-4 // team)
+            assert plan.splits * plan.tile.rows * plan.tile.width < 6001  # so several chunks
+            assert plan.counters and not any(c.any() for c in plan.counters.values())
+    plans.PLANS.clear()  # of plans that no other test expects
+
+
+@pytest.mark.parametrize("samples", [1, 600])
+def test_no_program_counts_beyond_what_float32_holds(samples):
+    for C in (2, 19, 118, 1024):
+        at = (C << 26, 1 << 26, 1)
+        layout = launch.Layout(
+            *(samples, C, 1 << 26, at, (1 << 26, 0, 1), at),
+            **{"valid": (0, 0), "logits_bytes": 2, "targets_bytes": 1, "targets_kind": "ids"},
+            **{"valid_kind": "none", "pos_weight_stride": 0},
+        )
+        criterion = combined()
+        formula = plans._formula(criterion.spec, False, False)
+        plan = multiclass_plan.ClassPlan(layout, formula, launch.Device(132, True))
+        tile = plan.tile
+        tiles = -(-(1 << 26) // (tile.rows * tile.width))
+        each = -(-tiles // plan.splits) * tile.rows * tile.width
+        assert each * tile.lanes <= 1 << 24
 
 
 @pytest.mark.parametrize("activation", [None, "sigmoid"])
