@@ -143,9 +143,11 @@ def kernels_us(step: Callable[[], Any], calls: int = 8) -> tuple[float, float]:
     return sum(e.device_time for e in events) / calls, len(events) / calls
 
 
-def peak_bytes(step: Callable[[], Any]) -> int:
-    """Peak memory above what was there before the step: gradient, saved tensors, workspace."""
+def peak_bytes(step: Callable[[], Any], sets: Sequence[tuple[Tensor, Tensor]]) -> int:
+    """Peak memory above the inputs: gradient, saved tensors, workspace."""
     step()
+    for logits, _ in sets:
+        logits.grad = None
     torch.cuda.synchronize()
     gc.collect()
     before = torch.cuda.memory_allocated()
@@ -178,10 +180,7 @@ def measure(loss: Loss, case: Case, device: str) -> dict[str, Any]:
     if device == "cuda":
         figures["events_us"] = events_us(step)
         figures["gpu_us"], figures["launches"] = kernels_us(step)
-        if case.backward:
-            for logits, _ in sets:
-                logits.grad = None
-        figures["peak_mb"] = peak_bytes(step) / 1e6
+        figures["peak_mb"] = peak_bytes(step, sets) / 1e6
         bandwidth = copy_bandwidth()
         floor_us = case.moved_bytes / bandwidth * 1e6
         figures["copy_gb_s"] = bandwidth / 1e9
