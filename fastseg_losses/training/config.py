@@ -16,6 +16,7 @@ from typing import Any
 
 from fastseg_losses.training.labels import MODES, Labels, default_ignore_index, labels_for
 
+SCHEDULES = ("constant", "cosine", "poly")
 LOSSES = ("combined", "bce", "ce", "dice", "iou", "tversky", "focal")
 # The same loss in each mode, under the name that it has there.
 OTHER_MODE_LOSS = {"binary": "ce", "multiclass": "bce"}
@@ -161,7 +162,22 @@ class TrainConfig:
         "training", None, "end after N optimizer steps, whatever --epochs says", parse=int
     )
     batch_size: int = _option("training", 8, "images per step", parse=int)
-    lr: float = _option("training", 1e-3, "learning rate of AdamW, constant", parse=float)
+    lr: float = _option("training", 1e-3, "learning rate of AdamW, at its highest", parse=float)
+    schedule: str = _option(
+        "training",
+        "constant",
+        "how the learning rate goes on: cosine and poly fall to 0 at the run's last step",
+        choices=SCHEDULES,
+    )
+    warmup_steps: int = _option(
+        "training", 0, "steps in which the learning rate rises to its height", parse=int
+    )
+    clip_grad: float | None = _option(
+        "training",
+        None,
+        "the gradients' norm at most; their mean norm before that goes into metrics.csv",
+        parse=float,
+    )
     weight_decay: float = _option("training", 1e-2, "weight decay of AdamW", parse=float)
     seed: int = _option("training", 0, "same seed, same weights, bit by bit on the CPU", parse=int)
     device: str = _option(
@@ -192,6 +208,7 @@ class TrainConfig:
             ("num_workers", 0),
             ("seed", 0),
             ("check_every", 1),
+            ("warmup_steps", 0),
         ):
             _check(self, name, least <= getattr(self, name), f"a whole number of at least {least}")
         _check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
@@ -204,6 +221,10 @@ class TrainConfig:
             math.isfinite(self.weight_decay) and self.weight_decay >= 0,
             "a finite number of at least 0",
         )
+        _check(self, "schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        clip = self.clip_grad
+        good = clip is None or (math.isfinite(clip) and clip > 0)
+        _check(self, "clip_grad", good, "a finite number above 0")
         fraction = self.val_fraction
         _check(self, "val_fraction", 0 < fraction < 1, "a number above 0 and below 1")
         bits = self.image_bits

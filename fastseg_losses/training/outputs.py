@@ -52,7 +52,8 @@ class Outputs:
     ) -> None:
         """An epoch is complete: its metrics, the checkpoints and the curves."""
         self.rows.append(row)
-        columns = report.columns(self._config.labels)
+        clipped = self._config.clip_grad is not None
+        columns = report.columns(self._config.labels, clipped=clipped)
         report.write_metrics(self.folder / "metrics.csv", self.rows, columns)
         self.save_last(model, optimizer, epoch=int(row["epoch"]), step=step)
         score = rank(row, self.score[0])

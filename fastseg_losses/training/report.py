@@ -52,13 +52,14 @@ FALSE_NEGATIVE = (0.00, 0.45, 0.70)
 IGNORED = (0.50, 0.50, 0.50)
 
 
-def columns(labels: Labels | None) -> tuple[str, ...]:
+def columns(labels: Labels | None, *, clipped: bool = False) -> tuple[str, ...]:
     """The columns of ``metrics.csv``; in multiclass mode those of the classes stand at the end."""
+    names = (*COLUMNS, "grad_norm") if clipped else COLUMNS
     if labels is None:
-        return COLUMNS
+        return names
     ids = range(labels.num_classes)
     each = (f"val_{score}_{k}" for score in ("iou", "dice") for k in ids)
-    return (*COLUMNS, "val_miou", "val_mdice", *each)
+    return (*names, "val_miou", "val_mdice", *each)
 
 
 def metrics(train: Tally, val: Tally) -> dict[str, float]:

@@ -36,6 +36,7 @@ from fastseg_losses.training.outputs import Outputs
 from fastseg_losses.training.progress import Progress
 from fastseg_losses.training.ring import StatsRing
 from fastseg_losses.training.tally import Tally
+from fastseg_losses.training.updates import Updates
 from fastseg_losses.training.watch import Monitor
 
 LOGGER = logging.getLogger("fastseg_losses.training")
@@ -87,12 +88,7 @@ class Trainer:
         self.monitor = monitor
         self.outputs = Outputs(folder, config)
         self.device = device
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=device.type == "cuda",  # one launch instead of a dozen
-        )
+        self.updates = Updates(config, self.model, len(train_loader))
         width = criterion.stats_size(config.channels)
         self.ring = StatsRing(config.check_every, width, device)
         self.val_ring = StatsRing(config.check_every, width, device)
@@ -127,8 +123,7 @@ class Trainer:
             self.model(images), masks, valid, return_stats=True, stats_out=self.ring.next_row()
         )
         loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.updates.step()
         self.ring.commit()
         self.step += 1
 
@@ -144,8 +139,10 @@ class Trainer:
             self._end_non_finite(f"after epoch {self.epoch + 1}, validation loss {val.loss:.4g}")
         self.epoch += 1
         row = {"epoch": self.epoch} | report.metrics(train, val)
-        row |= {"lr": self._lr(), "images_per_s": rate}
-        self.outputs.save_epoch(row, self.model, self.optimizer, step=self.step)
+        row |= {"lr": self.updates.lr, "images_per_s": rate}
+        if self.config.clip_grad is not None:
+            row["grad_norm"] = self.updates.take_grad_norm()
+        self.outputs.save_epoch(row, self.model, self.updates.optimizer, step=self.step)
         if self.val_loader is not None:
             self.outputs.save_samples(row, self.model, self.val_loader.dataset, self.device)
         LOGGER.info(
@@ -159,7 +156,7 @@ class Trainer:
         )
         if self._classes:
             LOGGER.info("  val_iou of %s", report.class_scores(val.class_iou))
-        for finding in self.monitor.observe_validation(val, lr=self._lr()):
+        for finding in self.monitor.observe_validation(val, lr=self.updates.lr):
             self._act_on(finding)
 
     def _train_epoch(self) -> tuple[Tally, float]:
@@ -192,7 +189,7 @@ class Trainer:
                 "pred_mean": snapshot.pred_mean,
                 "target_mean": snapshot.target_mean,
             }
-        for finding in self.monitor.observe(snapshot, lr=self._lr()):
+        for finding in self.monitor.observe(snapshot, lr=self.updates.lr):
             self._act_on(finding)
 
     def _act_on(self, finding: Finding) -> None:
@@ -245,7 +242,7 @@ class Trainer:
         return tally
 
     def _save_last(self) -> None:
-        self.outputs.save_last(self.model, self.optimizer, epoch=self.epoch, step=self.step)
+        self.outputs.save_last(self.model, self.updates.optimizer, epoch=self.epoch, step=self.step)
 
     def _to_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         image, mask, valid = (
@@ -255,9 +252,6 @@ class Trainer:
 
     def _decoded(self, rows: list[list[float]]) -> Iterator[SegmentationSnapshot]:
         return (decode(row, self.criterion.term_names, self._classes) for row in rows)
-
-    def _lr(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
 
     def _steps_are_up(self) -> bool:
         return self.config.max_steps is not None and self.step >= self.config.max_steps

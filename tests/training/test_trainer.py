@@ -218,7 +218,7 @@ MODES = [
 def test_a_batch_without_annotation_is_harmless(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, torch.device("cpu"))
     gradients: list[float] = []
-    trainer.optimizer.register_step_pre_hook(
+    trainer.updates.optimizer.register_step_pre_hook(
         lambda optimizer, args, kwargs: gradients.append(
             sum(p.grad.abs().sum().item() for p in trainer.model.parameters())
         )
@@ -270,8 +270,8 @@ def test_on_cuda_statistics_and_monitor_launch_no_kernel_of_their_own(
     def plain_step() -> None:
         images, masks, valid = trainer._to_device(batch)
         trainer.criterion(trainer.model(images), masks, valid).backward()
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.updates.optimizer.step()
+        trainer.updates.optimizer.zero_grad(set_to_none=True)
 
     def watched_step() -> None:
         trainer.train_step(batch)
