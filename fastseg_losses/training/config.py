@@ -161,6 +161,9 @@ class TrainConfig:
     max_steps: int | None = _option(
         "training", None, "end after N optimizer steps, whatever --epochs says", parse=int
     )
+    patience: int | None = _option(
+        "training", None, "end after N epochs without a better validation score", parse=int
+    )
     batch_size: int = _option("training", 8, "images per step", parse=int)
     lr: float = _option("training", 1e-3, "learning rate of AdamW, at its highest", parse=float)
     schedule: str = _option(
@@ -212,6 +215,7 @@ class TrainConfig:
         ):
             _check(self, name, least <= getattr(self, name), f"a whole number of at least {least}")
         _check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
+        _check(self, "patience", self.patience is None or self.patience >= 1, "at least 1")
         _check(self, "image_size", self.image_size <= 8192, "at most 8192")
         _check(self, "seed", self.seed < 2**32, "less than 2**32")
         _check(self, "lr", math.isfinite(self.lr) and self.lr > 0, "a finite number above 0")

@@ -34,6 +34,7 @@ class Outputs:
         self.rows: list[dict[str, float]] = []
         self.score = ("val_dice", "Dice") if config.labels is None else ("val_miou", "mean IoU")
         self._config = config
+        self.stale = 0  # epochs since the best
         self._best = (-math.inf, -math.inf)
         self._board: SummaryWriter | None = None
         if config.tensorboard:
@@ -57,8 +58,9 @@ class Outputs:
         report.write_metrics(self.folder / "metrics.csv", self.rows, columns)
         self.save_last(model, optimizer, epoch=int(row["epoch"]), step=step)
         score = rank(row, self.score[0])
+        self.stale += 1
         if len(self.rows) == 1 or score > self._best:
-            self._best = score
+            self._best, self.stale = score, 0
             self._save("best.pt", model, optimizer, epoch=int(row["epoch"]), step=step)
         report.plot_curves(self.folder / "curves.png", self.rows, self._config.labels)
         if self._board is not None:

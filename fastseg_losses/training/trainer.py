@@ -115,6 +115,9 @@ class Trainer:
                     if not self._interrupted:
                         raise
                 self._end_if_interrupted()
+                if self.config.patience is not None and self.outputs.stale >= self.config.patience:
+                    LOGGER.info("early stop: no better score for %d epochs", self.outputs.stale)
+                    return
 
     def train_step(self, batch: dict[str, Any]) -> None:
         """One optimizer step. On CUDA it neither waits for the device nor reads from it."""

@@ -34,7 +34,7 @@ class Updates:
             # one launch instead of a dozen
             fused=bool(self._parameters) and self._parameters[0].is_cuda,
         )
-        steps = config.epochs * steps_per_epoch
+        steps = max(1, config.epochs * steps_per_epoch)
         if config.max_steps is not None:
             steps = min(steps, config.max_steps)
         self._schedules = schedules(self.optimizer, config, steps)

@@ -291,3 +291,16 @@ def test_on_cuda_statistics_and_monitor_launch_no_kernel_of_their_own(
         counts[step] = sum("Mem" not in e.name for e in events)
     # Fewer are fine: without a row to write to, the loss has to make one.
     assert 0 < counts[watched_step] <= counts[plain_step]
+
+
+def test_patience_ends_a_run_that_gets_no_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([1.0, 3.0, 2.0, 3.0, 2.5, 9.0])
+    monkeypatch.setattr(outputs, "rank", lambda row, column: (next(scores), 0.0))
+    folder = tmp_path / "run"
+    data = write_set(tmp_path / "d.parquet")
+    assert run(data, folder, epochs=6, patience=3) == EXIT_OK
+    assert len(metrics(folder)) == 5  # the third after the best, which is the second
+    assert "early stop: no better score for 3 epochs" in log(folder)
+    assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == 2

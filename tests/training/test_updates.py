@@ -100,6 +100,7 @@ def test_a_run_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("schedule", "linear", "schedule: expected one of constant, cosine, poly"),
         ("warmup_steps", -1, "warmup_steps: expected a whole number of at least 0"),
         ("clip_grad", 0.0, "clip_grad: expected a finite number above 0"),
+        ("patience", 0, "patience: expected at least 1"),
     ],
 )
 def test_bad_settings(field: str, value: object, message: str) -> None:
