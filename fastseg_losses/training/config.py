@@ -192,6 +192,12 @@ class TrainConfig:
         "the run's folder, which must not hold anything yet; default: a fresh runs/train-NNN",
         metavar="DIR",
     )
+    dry_run: bool = _option(
+        "run",
+        False,
+        "check options, data and model, print the census, and end; nothing is written",
+        parse=bool,
+    )
     tensorboard: bool = _option(
         "run", False, "write each epoch's metrics for TensorBoard too", parse=bool
     )
@@ -238,6 +244,8 @@ class TrainConfig:
         _check(self, "loss", self.loss in names, f"one of {', '.join(names)} in mode {self.mode}")
         _check(self, "on_collapse", self.on_collapse in ("warn", "stop"), "warn or stop")
         _check(self, "val", self.val is None or self.data is not None, "--data beside --val")
+        good = not self.dry_run or self.data is not None
+        _check(self, "dry_run", good, "--data beside --dry-run")
         self._check_weights()
         if self.labels is not None and self.data is None:
             for name, value in (

@@ -51,6 +51,10 @@ class Refused(Exception):  # noqa: N818 - a decision, not a defect
     """There is nothing to learn from."""
 
 
+class DryRun(Exception):  # noqa: N818 - what was asked for
+    """All that comes before the first step is in order."""
+
+
 def launch(config: TrainConfig) -> int:
     """Run a training and return the process's exit code; see the codes in `config`.
 
@@ -60,6 +64,9 @@ def launch(config: TrainConfig) -> int:
     with run_log() as log:
         try:
             trainer = _prepare(config, log)
+        except DryRun:
+            LOGGER.info("dry run: options, data and model are in order; nothing is written")
+            return EXIT_OK
         except Refused as refusal:
             return _fail(EXIT_REFUSED, str(refusal))
         except (ValueError, TypeError, OSError) as error:
@@ -141,6 +148,8 @@ def _prepare(config: TrainConfig, log: RunLog) -> Trainer:
         splits, census, _ = _open_data(config, index)
     else:
         splits, census, bits = _open_data(config, Path(config.data))
+        if config.dry_run:
+            raise DryRun
         config = dataclasses.replace(config, image_bits=bits)
         folder = _open_folder(config, log)
     # Again: how many random numbers the census or the set took must not reach the training.

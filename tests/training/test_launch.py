@@ -219,3 +219,19 @@ def test_a_device_that_is_not_there_is_named() -> None:
         pick_device("gpu")
     with pytest.raises(ValueError, match="device: 'cuda:99' asked for, but torch sees"):
         pick_device("cuda:99")
+
+
+def test_a_dry_run_checks_everything_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_set(tmp_path / "d.parquet", undrawn=range(4))
+    before = sorted(tmp_path.rglob("*"))
+    assert run(data, tmp_path / "run", dry_run=True) == EXIT_OK
+    assert sorted(tmp_path.rglob("*")) == before
+    shown = capsys.readouterr()
+    assert "Samples with segmentation" in shown.out + shown.err
+    assert "dry run: options, data and model are in order" in shown.out + shown.err
+    empty = write_set(tmp_path / "e.parquet", undrawn=range(ROWS), cell=zeros(SIZE), marked=True)
+    assert run(empty, tmp_path / "run", dry_run=True) == EXIT_REFUSED
+    with pytest.raises(ValueError, match="dry_run: expected --data beside --dry-run"):
+        TrainConfig(dry_run=True)
