@@ -9,12 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from fastseg_losses.training.config import (
-    COMBINED_WEIGHTS,
-    SYNTHETIC_DEFAULTS,
-    TrainConfig,
-    resolve,
-)
+from fastseg_losses.training.config import TrainConfig, resolve
 from fastseg_losses.training.exit_codes import (
     EXIT_BAD_INPUT,
     EXIT_COLLAPSED,
@@ -23,6 +18,7 @@ from fastseg_losses.training.exit_codes import (
     EXIT_OK,
     EXIT_REFUSED,
 )
+from fastseg_losses.training.settings import COMBINED_WEIGHTS, SYNTHETIC_DEFAULTS
 
 EPILOG = f"""\
 exit codes: {EXIT_OK} finished; {EXIT_BAD_INPUT} wrong option, unreadable input, or a --model

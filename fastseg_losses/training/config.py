@@ -9,37 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastseg_losses.training.labels import MODES, Labels, default_ignore_index, labels_for
-
-SCHEDULES = ("constant", "cosine", "poly")
-LOSSES = ("combined", "bce", "ce", "dice", "iou", "tversky", "focal")
-# The same loss in each mode, under the name that it has there.
-OTHER_MODE_LOSS = {"binary": "ce", "multiclass": "bce"}
-
-# The weights of the combined loss where none is given.
-COMBINED_WEIGHTS: dict[str, float] = {
-    "bce_weight": 0.4,
-    "dice_weight": 0.4,
-    "focal_weight": 0.2,
-    "iou_weight": 0.0,
-    "tversky_weight": 0.0,
-}
-
-# Without --data the run must end in about two minutes on two CPU cores and visibly learn.
-SYNTHETIC_DEFAULTS: dict[str, Any] = {
-    "epochs": 20,
-    "image_size": 96,
-    "lr": 2e-3,
-    "num_workers": 0,
-}
-# What the synthetic set's multiclass variant holds.
-SYNTHETIC_CLASSES = 5
-SYNTHETIC_IGNORED = 255
+from fastseg_losses.training.settings import (
+    COMBINED_WEIGHTS,
+    LOSSES,
+    SCHEDULES,
+    SYNTHETIC_CLASSES,
+    SYNTHETIC_DEFAULTS,
+    check_settings,
+)
 
 
 def _option(
@@ -210,62 +192,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges, so that nothing is written for a run that cannot be."""
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("image_size", 8),
-            ("num_workers", 0),
-            ("seed", 0),
-            ("check_every", 1),
-            ("warmup_steps", 0),
-        ):
-            _check(self, name, least <= getattr(self, name), f"a whole number of at least {least}")
-        _check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
-        _check(self, "patience", self.patience is None or self.patience >= 1, "at least 1")
-        _check(self, "image_size", self.image_size <= 8192, "at most 8192")
-        _check(self, "seed", self.seed < 2**32, "less than 2**32")
-        _check(self, "lr", math.isfinite(self.lr) and self.lr > 0, "a finite number above 0")
-        _check(
-            self,
-            "weight_decay",
-            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
-            "a finite number of at least 0",
-        )
-        _check(self, "schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-        clip = self.clip_grad
-        good = clip is None or (math.isfinite(clip) and clip > 0)
-        _check(self, "clip_grad", good, "a finite number above 0")
-        fraction = self.val_fraction
-        _check(self, "val_fraction", 0 < fraction < 1, "a number above 0 and below 1")
-        bits = self.image_bits
-        _check(self, "image_bits", bits is None or 8 <= bits <= 16, "a whole number from 8 to 16")
-        _check(self, "mode", self.mode in MODES, f"one of {', '.join(MODES)}")
-        names = [name for name in LOSSES if name != OTHER_MODE_LOSS[self.mode]]
-        _check(self, "loss", self.loss in names, f"one of {', '.join(names)} in mode {self.mode}")
-        _check(self, "on_collapse", self.on_collapse in ("warn", "stop"), "warn or stop")
-        _check(self, "val", self.val is None or self.data is not None, "--data beside --val")
-        good = not self.dry_run or self.data is not None
-        _check(self, "dry_run", good, "--data beside --dry-run")
-        self._check_weights()
-        if self.labels is not None and self.data is None:
-            for name, value in (
-                ("num_classes", SYNTHETIC_CLASSES),
-                ("ignore_index", SYNTHETIC_IGNORED),
-            ):
-                good = getattr(self, name) in (value, None)
-                _check(self, name, good, f"{value} without --data, as in the synthetic set")
-
-    def _check_weights(self) -> None:
-        weights = {name: getattr(self, name) for name in COMBINED_WEIGHTS}
-        if self.loss != "combined":
-            for name, value in weights.items():
-                _check(self, name, value is None, f"no weight beside loss {self.loss!r}")
-            return
-        for name, value in weights.items():
-            good = value is None or (math.isfinite(value) and value >= 0)
-            _check(self, name, good, "a finite number of at least 0")
-        if not any(self.weights().values()):
-            raise ValueError("bce_weight and the other weights: expected one above 0, got all 0")
+        check_settings(self)
 
     @property
     def labels(self) -> Labels | None:
@@ -317,11 +244,6 @@ class TrainConfig:
     def load(cls, path: Path) -> TrainConfig:
         """Read what :meth:`save` wrote."""
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _check(config: TrainConfig, name: str, good: bool, expected: str) -> None:
-    if not good:
-        raise ValueError(f"{name}: expected {expected}, got {getattr(config, name)!r}")
 
 
 def resolve(given: Mapping[str, Any]) -> TrainConfig:

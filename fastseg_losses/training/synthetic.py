@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from fastseg_losses.training.checks import check_int
-from fastseg_losses.training.config import SYNTHETIC_CLASSES, SYNTHETIC_IGNORED
+from fastseg_losses.training.settings import SYNTHETIC_CLASSES, SYNTHETIC_IGNORED
 from fastseg_losses.training.shapes import Bools, bar, blob, curve, picture, ring
 
 FILE_NAME = "synthetic.parquet"

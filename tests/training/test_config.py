@@ -5,13 +5,9 @@ from typing import Any
 import pytest
 
 from fastseg_losses.training.command_line import parse_args
-from fastseg_losses.training.config import (
-    COMBINED_WEIGHTS,
-    SYNTHETIC_DEFAULTS,
-    TrainConfig,
-    resolve,
-)
+from fastseg_losses.training.config import TrainConfig, resolve
 from fastseg_losses.training.labels import Labels
+from fastseg_losses.training.settings import COMBINED_WEIGHTS, SYNTHETIC_DEFAULTS
 
 
 def test_without_data_the_small_defaults_apply_unless_overridden() -> None:

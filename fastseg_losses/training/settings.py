@@ -1,0 +1,106 @@
+"""What the settings of a run may be: names, defaults that depend on others, ranges."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fastseg_losses.training.labels import MODES
+
+if TYPE_CHECKING:
+    from fastseg_losses.training.config import TrainConfig
+
+SCHEDULES = ("constant", "cosine", "poly")
+LOSSES = ("combined", "bce", "ce", "dice", "iou", "tversky", "focal")
+# The same loss in each mode, under the name that it has there.
+OTHER_MODE_LOSS = {"binary": "ce", "multiclass": "bce"}
+
+# The weights of the combined loss where none is given.
+COMBINED_WEIGHTS: dict[str, float] = {
+    "bce_weight": 0.4,
+    "dice_weight": 0.4,
+    "focal_weight": 0.2,
+    "iou_weight": 0.0,
+    "tversky_weight": 0.0,
+}
+
+# Without --data the run must end in about two minutes on two CPU cores and visibly learn.
+SYNTHETIC_DEFAULTS: dict[str, Any] = {
+    "epochs": 20,
+    "image_size": 96,
+    "lr": 2e-3,
+    "num_workers": 0,
+}
+# What the synthetic set's multiclass variant holds.
+SYNTHETIC_CLASSES = 5
+SYNTHETIC_IGNORED = 255
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Check every setting's range.
+
+    Raises:
+        ValueError: a field is out of range; the message names it, what was expected, what came.
+    """
+    for name, least in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("image_size", 8),
+        ("num_workers", 0),
+        ("seed", 0),
+        ("check_every", 1),
+        ("warmup_steps", 0),
+    ):
+        _check(config, name, least <= getattr(config, name), f"a whole number of at least {least}")
+    _check(config, "max_steps", config.max_steps is None or config.max_steps >= 1, "at least 1")
+    _check(config, "patience", config.patience is None or config.patience >= 1, "at least 1")
+    _check(config, "image_size", config.image_size <= 8192, "at most 8192")
+    _check(config, "seed", config.seed < 2**32, "less than 2**32")
+    _check(config, "lr", math.isfinite(config.lr) and config.lr > 0, "a finite number above 0")
+    _check(
+        config,
+        "weight_decay",
+        math.isfinite(config.weight_decay) and config.weight_decay >= 0,
+        "a finite number of at least 0",
+    )
+    _check(config, "schedule", config.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+    clip = config.clip_grad
+    good = clip is None or (math.isfinite(clip) and clip > 0)
+    _check(config, "clip_grad", good, "a finite number above 0")
+    fraction = config.val_fraction
+    _check(config, "val_fraction", 0 < fraction < 1, "a number above 0 and below 1")
+    bits = config.image_bits
+    _check(config, "image_bits", bits is None or 8 <= bits <= 16, "a whole number from 8 to 16")
+    _check(config, "mode", config.mode in MODES, f"one of {', '.join(MODES)}")
+    names = [name for name in LOSSES if name != OTHER_MODE_LOSS[config.mode]]
+    _check(config, "loss", config.loss in names, f"one of {', '.join(names)} in mode {config.mode}")
+    _check(config, "on_collapse", config.on_collapse in ("warn", "stop"), "warn or stop")
+    _check(config, "val", config.val is None or config.data is not None, "--data beside --val")
+    good = not config.dry_run or config.data is not None
+    _check(config, "dry_run", good, "--data beside --dry-run")
+    _check_weights(config)
+    if config.labels is not None and config.data is None:
+        for name, value in (
+            ("num_classes", SYNTHETIC_CLASSES),
+            ("ignore_index", SYNTHETIC_IGNORED),
+        ):
+            good = getattr(config, name) in (value, None)
+            _check(config, name, good, f"{value} without --data, as in the synthetic set")
+
+
+def _check_weights(config: TrainConfig) -> None:
+    weights = {name: getattr(config, name) for name in COMBINED_WEIGHTS}
+    if config.loss != "combined":
+        for name, value in weights.items():
+            _check(config, name, value is None, f"no weight beside loss {config.loss!r}")
+        return
+    for name, value in weights.items():
+        good = value is None or (math.isfinite(value) and value >= 0)
+        _check(config, name, good, "a finite number of at least 0")
+    if not any(config.weights().values()):
+        raise ValueError("bce_weight and the other weights: expected one above 0, got all 0")
+
+
+def _check(config: TrainConfig, name: str, good: bool, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{name}: expected {expected}, got {getattr(config, name)!r}")
