@@ -32,26 +32,22 @@ DEFAULTS = (
     "4x150x512x512:bfloat16:uint8",
 )
 # programs a multiprocessor and registers a thread, for 4 warps; halved and doubled for others
-RESIDENT = ((2, 240), (3, 168), (4, 128), (5, 96), (8, 64))
+RESIDENT = ((2, 255), (3, 168), (4, 128), (5, 96), (8, 64))
 
 
 def candidates(C: int) -> Iterator[ClassTile]:
-    """Tiles whose threads hold at most 96 logits."""
-    for lanes, width, warps in itertools.product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8), (1, 2, 4, 8)):
+    """Tiles whose threads hold at most 160 logits."""
+    for lanes, width, warps in itertools.product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8), (2, 4)):
         steps = -(-C // lanes)
         rows = 32 * warps // lanes
-        if (
-            steps > 40
-            or steps * width > 96
-            or lanes > C
-            or (lanes == 1 and width > 2)
-            or (warps == 1 and lanes > 1)
-        ):
+        if steps > 40 or steps * width > 160 or lanes > C:
             continue
-        needed = 30 + steps * (width + 3)  # logits and three sums of each class
+        needed = 40 + steps * (width + 3)  # logits and three sums of each class
         for programs, registers in RESIDENT:
-            if 0.8 * needed <= registers <= 1.6 * needed:
-                yield ClassTile(rows, lanes, width, warps, 1, programs * 4 // warps, registers)
+            if 0.6 * needed <= registers <= 1.8 * needed:
+                for stages in (1, 2) if C <= 8 else (1,):
+                    programs_here = programs * 4 // warps
+                    yield ClassTile(rows, lanes, width, warps, stages, programs_here, registers)
 
 
 def plan_of(case: Case, tile: ClassTile, forward: bool) -> tuple[ClassPlan, Any, Any]:

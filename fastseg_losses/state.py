@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LONGEST_ROW = 1 << 13  # float32; 1024 classes need 5137
 CLASS_ALARM = 2  # what the multiclass kernel sets; others set 1
-# int32 a device, zeroed before any capture: a captured launch takes 1 + groups of them for good.
+# int32 a device, zeroed before any capture: a captured launch takes its plan's for good.
 CAPTURE_COUNTERS = 1 << 16
 
 _CAPTURED: dict[torch.device, tuple[Tensor, int]] = {}  # counters for captures, how many are taken

@@ -16,11 +16,11 @@ _SPECS: dict[tuple[object, ...], LossSpec] = {}
 def _spec_of(mode: str, reduction: str, term: str, *numbers: float | None) -> LossSpec:
     key = (mode, reduction, term, *numbers)
     if key not in _SPECS:
-        focal = [specs.focal_term(1.0, *numbers)] if term == "focal" else []  # type: ignore[arg-type]
-        dice = [specs.dice_term(1.0, *numbers)] if term == "dice" else []  # type: ignore[arg-type]
+        points = [specs.focal_term(1.0, *numbers)] if term == "focal" else []  # type: ignore[arg-type]
+        regions = [specs.dice_term(1.0, *numbers)] if term == "dice" else []  # type: ignore[arg-type]
         _SPECS[key] = specs.make_spec(
-            focal,
-            dice,
+            points,
+            regions,
             mode=mode,
             reduction=reduction,
             ignore_index=None,

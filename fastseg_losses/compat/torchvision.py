@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastseg_losses import reference
 from fastseg_losses.compat import single_terms
+from fastseg_losses.spec import focal_term
 
 __all__ = ["sigmoid_focal_loss"]
 
@@ -48,8 +49,8 @@ def sigmoid_focal_loss(
         raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")
     if reduction == "none" or inputs.numel() == 0:
         dtype = single_terms.dtype_of(inputs, targets)
-        balance = alpha if alpha >= 0 else None
-        each = reference.focal(inputs.to(dtype), targets.to(dtype), balance, gamma)
+        term = focal_term(1.0, alpha if alpha >= 0 else None, gamma)  # checks both
+        each = reference.point_value(term, inputs.to(dtype), targets.to(dtype), None)
         if reduction == "none":
             return each
         return each.mean() if reduction == "mean" else each.sum()

@@ -192,3 +192,6 @@ def test_bad_arguments():
         sam2.dice_loss(x, x.sigmoid(), 1, loss_on_multimask=True)
     with pytest.raises(ValueError, match="alpha"):
         sam2.sigmoid_focal_loss(x, x.sigmoid(), 1, alpha=1.5)
+    for reduction in ("none", "mean"):
+        with pytest.raises(ValueError, match="alpha"):
+            torchvision.sigmoid_focal_loss(x, x.sigmoid(), alpha=1.5, reduction=reduction)
