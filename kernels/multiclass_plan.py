@@ -18,12 +18,12 @@ def team_of(splits: int, at_once: int) -> int:
 
     `at_once` rows are read as fast as one; a second round with its atomic costs about two of those.
     """
-    teams = {team: -(-splits // team) for team in range(1, splits + 1)}
-    rounds = {
-        team: -(-team // at_once) + (2 + -(-count // at_once) if count > 1 else 0)
-        for team, count in teams.items()
-    }
-    return min(rounds, key=lambda team: (rounds[team], -team))
+
+    def rounds(team: int) -> int:
+        teams = -(-splits // team)
+        return -(-team // at_once) + (2 + -(-teams // at_once) if teams > 1 else 0)
+
+    return min(range(1, splits + 1), key=lambda team: (rounds(team), -team))
 
 
 class ClassPlan(Plan):
