@@ -8,7 +8,7 @@ CASES = multiclass_cases()
 
 
 @pytest.mark.parametrize("case", CASES, ids=label_of)
-def test_ours(record, case):
+def test_ours(record, kernels_built, case):
     record("ours", "ce+dice", case, ours("ce+dice", "multiclass"))
 
 
