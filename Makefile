@@ -8,6 +8,9 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# What tests/compat compares with. Without their own needs: torchvision's wheel on PyPI does not import
+# beside a CPU build of torch, and losses need nothing but torch.
+PEERS  := monai==1.6.1 segmentation-models-pytorch==0.6.0
 STAMP  := $(VENV)/.installed
 
 .PHONY: train test lint bench clean
@@ -35,6 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[train,dev]'
+	$(PIP) --no-deps $(PEERS)
 	@touch $@
 
 clean:

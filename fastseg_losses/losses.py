@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastseg_losses import spec as specs
+from fastseg_losses.arguments import check_weight
 from fastseg_losses.base import SegmentationLoss, Weights, weight_vector
 
 
@@ -244,7 +245,7 @@ class CombinedSegmentationLoss(SegmentationLoss):
             "iou_weight": iou_weight,
             "tversky_weight": tversky_weight,
         }
-        bce, dice, focal, iou, tversky = (specs.check_weight(k, v) for k, v in weights.items())
+        bce, dice, focal, iou, tversky = (check_weight(k, v) for k, v in weights.items())
         if not any((bce, dice, focal, iou, tversky)):
             raise ValueError(f"{', '.join(weights)}: expected at least one above 0, got all 0")
         one, each = specs.split_alpha(focal_alpha, shared, prefix="focal_")

@@ -146,7 +146,8 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     ptx = device.type == "cuda" and torch.version.hip is None
     hopper = ptx and torch.cuda.get_device_capability(device) == (9, 0)
     gpu = launch.Device(multiprocessors, ptx, hopper)
-    formula = _formula(spec, class_weights is not None, pos_weight is not None)
+    weighted = (class_weights is not None, pos_weight is not None)
+    formula = _formula(spec, *weighted, hard=kind != "soft")
     if multiclass:
         return multiclass_plan.ClassPlan(layout, formula, gpu)
     plan = launch.Plan(layout, formula, gpu)
@@ -160,7 +161,7 @@ def _kind_of(dtype: torch.dtype) -> str:
     return "signed" if dtype.is_signed else "unsigned"
 
 
-def _formula(spec: LossSpec, class_weighted: bool, has_pos_weight: bool) -> Any:
+def _formula(spec: LossSpec, class_weighted: bool, has_pos_weight: bool, *, hard: bool) -> Any:
     """The spec in the kernels' terms: which device functions, and their numbers."""
     from fastseg_losses.kernels import launch
 
@@ -183,19 +184,25 @@ def _formula(spec: LossSpec, class_weighted: bool, has_pos_weight: bool) -> Any:
             gamma = term.gamma
             if term.alpha is not None:
                 alpha_neg, alpha_pos = 1.0 - term.alpha, term.alpha
-            names.append("focal_squared" if gamma == 2.0 else "focal")
+            if hard or spec.softmax or term.miss == "product":  # of hard targets all are one
+                names.append("focal_squared" if gamma == 2.0 else "focal")
+            else:
+                names.append(f"focal_{term.miss}")
     return launch.Formula(
         points=tuple(names),
         point_weights=tuple(term.weight for term in spec.points),
         region_weights=tuple(term.weight for term in spec.regions),
-        region_params=tuple((r.alpha, r.beta, r.smooth, r.gamma) for r in spec.regions),
+        region_params=tuple(term.numbers for term in spec.regions),
         logs=tuple(term.log_loss for term in spec.regions),
         term_params=(alpha_neg, alpha_pos, gamma, smoothing),
         reduction=spec.reduction,
         batch=spec.batch,
-        skip_absent=spec.absent == "skip",
+        absent=spec.absent,
         ignore_index=None if spec.ignore_index is None else float(spec.ignore_index),
         class_weighted=class_weighted,
+        identity=spec.activation == "identity",
+        minimum=spec.overlap == "minimum",
+        squared=spec.squared,
         softmax=spec.softmax,
         first_class=0 if spec.include_background else 1,
         balanced=tuple(spec.softmax and has_pos_weight and t.name == "focal" for t in spec.points),

@@ -48,25 +48,32 @@ def bce(x: Tensor, t: Tensor, pos_weight: Tensor | None, label_smoothing: float)
     return F.binary_cross_entropy_with_logits(x, t, pos_weight=weight, reduction="none")
 
 
-def focal(x: Tensor, t: Tensor, alpha: float | None, gamma: float) -> Tensor:
-    """alpha_t (1 - p_t)**gamma bce, p_t = p t + (1 - p)(1 - t) (Lin et al. 2017, eq. 5)."""
-    miss = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(
-        x
-    )  # 1 - p_t, accurate where p_t rounds to 1
+def missed(x: Tensor, t: Tensor, kind: str) -> Tensor:
+    """1 - p_t, accurate where p_t rounds to 1; the kinds differ where a target is soft.
+
+    "product": p_t = p t + (1 - p)(1 - t); "likelihood": p_t = exp(-bce); "margin":
+    p_t = sigmoid(x (2 t - 1)).
+    """
+    if kind == "likelihood":
+        return -torch.expm1(-bce(x, t, None, 0.0))
+    if kind == "margin":
+        return torch.sigmoid(x * (1 - 2 * t))
+    return t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
+
+
+def focal(x: Tensor, t: Tensor, alpha: float | None, gamma: float, kind: str = "product") -> Tensor:
+    """alpha_t (1 - p_t)**gamma bce (Lin et al. 2017, eq. 5)."""
     alpha_t = 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t)
     # Below the floor the power has no slope: at gamma < 1 an exact 0 would have an infinite one.
-    return (
-        alpha_t
-        * miss.clamp_min(1e-30) ** gamma
-        * F.binary_cross_entropy_with_logits(x, t, reduction="none")
-    )
+    power = missed(x, t, kind).clamp_min(1e-30) ** gamma
+    return alpha_t * power * bce(x, t, None, 0.0)
 
 
 def point_value(term: PointTerm, x: Tensor, t: Tensor, pos_weight: Tensor | None) -> Tensor:
     """The value of one pointwise term at every pixel."""
     if term.name == "bce":
         return bce(x, t, pos_weight, term.label_smoothing)
-    return focal(x, t, term.alpha, term.gamma)
+    return focal(x, t, term.alpha, term.gamma, term.miss)
 
 
 # ---- region terms
@@ -76,18 +83,38 @@ def region_value(term: RegionTerm, I: Tensor, P: Tensor, T: Tensor) -> Tensor:  
     """((1 - score) or -log(score)) ** gamma, where alpha weighs FP = P - I and beta FN = T - I.
 
     score = (I + s) / (I + alpha FP + beta FN + s) (Salehi et al. 2017, eq. 4). An empty group
-    without smoothing (0 / 0) scores 1: nothing was asked for and nothing was predicted.
+    without smoothing (0 / 0) scores 1: nothing was asked for and nothing was predicted. A term with
+    a floor has that as its least denominator in place of the exception.
     """
-    whole = (1 - term.alpha - term.beta) * I + term.alpha * P + term.beta * T + term.smooth
-    empty = whole <= 0
-    score = torch.where(empty, 1.0, (I + term.smooth) / torch.where(empty, 1.0, whole))
-    loss = -torch.log(score.clamp_min(SCORE_FLOOR)) if term.log_loss else 1 - score
+    below = term.smooth if term.smooth_dr is None else term.smooth_dr
+    whole = (1 - term.alpha - term.beta) * I + term.alpha * P + term.beta * T + below
+    if term.floor > 0:
+        score = (I + term.smooth) / whole.clamp_min(term.floor)
+    else:
+        empty = whole == 0
+        score = torch.where(empty, 1.0, (I + term.smooth) / torch.where(empty, 1.0, whole))
+    floor = term.floor if term.floor > 0 else SCORE_FLOOR
+    loss = -torch.log(score.clamp_min(floor)) if term.log_loss else term.offset - score
     # loss ** gamma, continued as a straight line below the floor: at gamma < 1 its slope at 0 would
     # be infinite.
     return loss * loss.clamp_min(SCORE_FLOOR) ** (term.gamma - 1)
 
 
 # ---- sums, reductions
+
+
+def region_parts(spec: LossSpec, p: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What every pixel adds to I, P and T."""
+    # (p + t - |p - t|) / 2 is min(p, t), and at equality both have half of the slope
+    both = p * t if spec.overlap == "product" else (p + t - (p - t).abs()) / 2
+    return (both, p * p, t * t) if spec.squared else (both, p, t)
+
+
+def counted_groups(absent: str, V: Tensor, T: Tensor) -> Tensor:
+    """Which groups count in a mean."""
+    if absent in ("zero", "all"):
+        return torch.ones_like(V, dtype=torch.bool)
+    return V > 0 if absent == "keep" else (V > 0) & (T > 0)
 
 
 def sigmoid_sums(
@@ -106,11 +133,12 @@ def sigmoid_sums(
     def total(value: Tensor) -> Tensor:
         return (value if live is None else torch.where(live, value, 0.0)).sum(-1)
 
-    p = torch.sigmoid(x)
+    p = x if spec.activation == "identity" else torch.sigmoid(x)
+    I, P, T = region_parts(spec, p, t)  # noqa: E741
     return Sums(
-        I=total(p * t),
-        P=total(p),
-        T=total(t),
+        I=total(I),
+        P=total(P),
+        T=total(T),
         V=total(torch.ones_like(x)),
         points=tuple(total(point_value(term, x, t, pos_weight)) for term in spec.points),
     )
@@ -132,7 +160,8 @@ def term_values(
     values = []
     for total in sums.points:
         if reduction == "mean":
-            values.append(safe_divide((w * total).sum(), (w * sums.V).sum()))
+            divisor = (sums.V if spec.absent == "all" else w * sums.V).sum()
+            values.append(safe_divide((w * total).sum(), divisor))
         elif reduction == "sum":
             values.append((w * total).sum())
         else:
@@ -143,14 +172,15 @@ def term_values(
 def region_values(spec: LossSpec, sums: Sums, w: Tensor, reduction: str) -> list[Tensor]:
     """Each region term under the given reduction, unweighted; w: (C,) weights of the classes."""
     I, P, T, V = (s.sum(0) if spec.batch else s for s in (sums.I, sums.P, sums.T, sums.V))  # noqa: E741
-    counts = V > 0 if spec.absent == "keep" else (V > 0) & (T > 0)
+    counts = counted_groups(spec.absent, V, T)
+    losing = counts & (T > 0) if spec.absent == "zero" else counts
+    weights = torch.where(counts, torch.ones_like(w) if spec.absent == "all" else w, 0.0)
     values = []
     for term in spec.regions:
-        weighted = torch.where(counts, w * region_value(term, I, P, T), 0.0)
+        weighted = torch.where(losing, w * region_value(term, I, P, T), 0.0)
         if reduction == "mean":
-            values.append(safe_divide(weighted.sum(), torch.where(counts, w, 0.0).sum()))
+            values.append(safe_divide(weighted.sum(), weights.sum()))
         elif reduction == "sample":  # each sample's own mean
-            weights = torch.where(counts, w, 0.0)
             values.append(safe_divide(weighted.sum(-1), weights.sum(-1)))
         else:
             values.append(weighted.sum() if reduction == "sum" else weighted)
@@ -178,7 +208,8 @@ def statistics(
     """The statistics row, float32, in the order of `stats.FIELDS` and then `spec.term_names`."""
     live = torch.ones_like(logits, dtype=torch.bool) if live is None else live.expand_as(logits)
     valid = sums.V.sum()
-    predicted, actual = (logits > 0) & live, (targets > 0.5) & live
+    identity = spec.activation == "identity"
+    predicted, actual = (logits > (0.5 if identity else 0.0)) & live, (targets > 0.5) & live
     tp = (predicted & actual).sum()
     largest = (
         logits.masked_fill(~live | logits.isnan(), -torch.inf).amax() if logits.numel() else valid
@@ -188,7 +219,7 @@ def statistics(
         combine(spec, values) if values else valid * 0,
         safe_divide(sums.P.sum(), valid),
         safe_divide(sums.T.sum(), valid),
-        torch.where(valid > 0, torch.sigmoid(largest), 0.0),
+        torch.where(valid > 0, largest if identity else torch.sigmoid(largest), 0.0),
         safe_divide(predicted.sum().to(valid), valid),
         safe_divide(actual.sum().to(valid), valid),
         tp,

@@ -15,6 +15,7 @@ from fastseg_losses.reference import (
     Sums,
     combine,
     point_value,
+    region_parts,
     region_values,
     safe_divide,
 )
@@ -122,19 +123,27 @@ def point_sums(
     count = total(torch.ones_like(pixels.x[:, 0]))
     if not spec.softmax:
         values = [point_value(term, pixels.x, pixels.t, vector) for term in spec.points]
-        return [total((w[:, None] * v).sum(1)) for v in values], count * w.sum()
+        classes = torch.ones_like(w) if spec.absent == "all" else w
+        return [total((w[:, None] * v).sum(1)) for v in values], count * classes.sum()
     log_p = torch.log_softmax(pixels.x, 1)
     values = [softmax_point(term, log_p, pixels.t, w, vector) for term in spec.points]
     divisor = total((w[:, None] * pixels.t).sum(1)) if pixels.ids else count
     return [total(v) for v in values], divisor
 
 
+def activated(spec: LossSpec, x: Tensor) -> Tensor:
+    """The probability of every class."""
+    if spec.activation == "identity":
+        return x
+    return torch.softmax(x, 1) if spec.softmax else torch.sigmoid(x)
+
+
 def region_sums(spec: LossSpec, pixels: Pixels) -> Sums:
     """I, P, T and V of each (sample, class), (N, C)."""
-    p = torch.softmax(pixels.x, 1) if spec.softmax else torch.sigmoid(pixels.x)
-    p = torch.where(pixels.live[:, None], p, 0.0)
+    p = torch.where(pixels.live[:, None], activated(spec, pixels.x), 0.0)
     V = pixels.live[:, None].expand_as(p).to(p).sum(-1)
-    return Sums(I=(p * pixels.t).sum(-1), P=p.sum(-1), T=pixels.t.sum(-1), V=V)
+    I, P, T = region_parts(spec, p, pixels.t)  # noqa: E741
+    return Sums(I=I.sum(-1), P=P.sum(-1), T=T.sum(-1), V=V)
 
 
 def term_values(
@@ -177,7 +186,7 @@ def statistics(
 ) -> Tensor:
     """The statistics row, float32: `stats.FIELDS`, the terms, `stats.CLASS_FIELDS` for C each."""
     live, C = pixels.live, logits.shape[1]
-    p = torch.softmax(pixels.x, 1) if spec.softmax else torch.sigmoid(pixels.x)
+    p = activated(spec, pixels.x)
     valid = live.to(p).sum()
     if p.numel():
         best, winner = p.amax(1), pixels.x.argmax(1)

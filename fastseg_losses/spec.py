@@ -11,6 +11,8 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
+from fastseg_losses.arguments import check_choice, check_flag, check_number
+
 MODES = ("binary", "multilabel", "multiclass")
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -31,6 +33,8 @@ class PointTerm:
         alpha: focal with a sigmoid only; weight of the positive class, or None for no class
             balance. With a softmax the weights of the classes are a tensor beside the spec.
         gamma: focal only; exponent of (1 - p_t), at least 0.
+        miss: focal with a sigmoid only; what 1 - p_t is where targets are soft. "product":
+            p + t - 2 p t; "likelihood": 1 - exp(-bce); "margin": sigmoid(x (1 - 2 t)).
     """
 
     name: str
@@ -38,6 +42,7 @@ class PointTerm:
     label_smoothing: float = 0.0
     alpha: float | None = None
     gamma: float = 0.0
+    miss: str = "product"
 
     def __str__(self) -> str:
         """The name and what it depends on."""
@@ -48,10 +53,18 @@ class PointTerm:
 
 @dataclass(frozen=True)
 class RegionTerm:
-    """A region term: ((1 - score) or -log(score)) ** gamma.
+    """A region term: ((offset - score) or -log(score)) ** gamma.
 
     score = (I + s) / (I + alpha FP + beta FN + s). Dice is alpha = beta = 0.5 with half its
     `smooth`, IoU is alpha = beta = 1: one formula serves all three.
+
+    The last three are for other libraries' variants (see compat).
+
+    Attributes:
+        smooth_dr: the s of the denominator where it is another; None: the same.
+        floor: least denominator, and least score under a logarithm; 0: a denominator of 0 makes
+            the score 1.
+        offset: 1, or 0 for the negative score itself.
     """
 
     name: str
@@ -61,6 +74,16 @@ class RegionTerm:
     smooth: float
     gamma: float = 1.0
     log_loss: bool = False
+    smooth_dr: float | None = None
+    floor: float = 0.0
+    offset: float = 1.0
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Alpha, beta, both s, gamma, floor, offset: what the kernels take."""
+        below = self.smooth if self.smooth_dr is None else self.smooth_dr
+        last = (self.gamma, self.floor, self.offset)
+        return self.alpha, self.beta, self.smooth, below, *last
 
     def __str__(self) -> str:
         """The name and what it depends on, in the words of the public classes."""
@@ -76,7 +99,15 @@ class LossSpec:
     """A whole loss: its terms and how they are reduced.
 
     Tensors (class weights, pos_weight) travel beside it. `reduction` may also be "sums", which asks
-    for the region sums themselves instead of a loss.
+    for the region sums themselves instead of a loss. Other libraries' variants (see compat) have:
+
+    Attributes:
+        activation: also "identity": the logits are probabilities; for region terms alone.
+        absent: also "zero", groups without a target lose nothing but count, or "all": every group
+            counts, even one without a valid pixel, and a mean of what each class has (so not of a
+            softmax's pointwise terms) is not divided by the classes' weights.
+        overlap: I is the sum of p t ("product") or of min(p, t) ("minimum").
+        squared: P and T are the sums of squares.
     """
 
     mode: str
@@ -88,6 +119,8 @@ class LossSpec:
     batch: bool = False
     absent: str = "keep"
     activation: str | None = None
+    overlap: str = "product"
+    squared: bool = False
     # Fields and not properties: torch.compile cannot call a property of a spec that it made.
     softmax: bool = field(init=False, compare=False, repr=False)
     term_names: tuple[str, ...] = field(init=False, compare=False, repr=False)
@@ -126,7 +159,7 @@ class LossSpec:
 
 def bce_term(weight: float = 1.0, label_smoothing: float = 0.0, *, prefix: str = "") -> PointTerm:
     """Binary cross-entropy."""
-    _check_number(prefix + "label_smoothing", label_smoothing, 0.0, 1.0)
+    check_number(prefix + "label_smoothing", label_smoothing, 0.0, 1.0)
     return PointTerm("bce", weight, label_smoothing=float(label_smoothing))
 
 
@@ -166,9 +199,9 @@ def focal_term(
 ) -> PointTerm:
     """Focal loss; alpha None leaves the classes unbalanced."""
     if alpha is not None:
-        _check_number(prefix + "alpha", alpha, 0.0, 1.0)
+        check_number(prefix + "alpha", alpha, 0.0, 1.0)
         alpha = float(alpha)
-    _check_number(prefix + "gamma", gamma, 0.0, math.inf)
+    check_number(prefix + "gamma", gamma, 0.0, math.inf)
     return PointTerm("focal", weight, alpha=alpha, gamma=float(gamma))
 
 
@@ -176,8 +209,8 @@ def dice_term(
     weight: float = 1.0, smooth: float = 1.0, log_loss: bool = False, *, prefix: str = ""
 ) -> RegionTerm:
     """Dice, (2I + s) / (P + T + s): the Tversky score at alpha = beta = 0.5 and s / 2."""
-    _check_number(prefix + "smooth", smooth, 0.0, math.inf)
-    _check_flag(prefix + "log_loss", log_loss)
+    check_number(prefix + "smooth", smooth, 0.0, math.inf)
+    check_flag(prefix + "log_loss", log_loss)
     return RegionTerm("dice", weight, 0.5, 0.5, smooth / 2, log_loss=log_loss)
 
 
@@ -185,8 +218,8 @@ def iou_term(
     weight: float = 1.0, smooth: float = 1.0, log_loss: bool = False, *, prefix: str = ""
 ) -> RegionTerm:
     """IoU (Jaccard), (I + s) / (P + T - I + s): the Tversky score at alpha = beta = 1."""
-    _check_number(prefix + "smooth", smooth, 0.0, math.inf)
-    _check_flag(prefix + "log_loss", log_loss)
+    check_number(prefix + "smooth", smooth, 0.0, math.inf)
+    check_flag(prefix + "log_loss", log_loss)
     return RegionTerm("iou", weight, 1.0, 1.0, float(smooth), log_loss=log_loss)
 
 
@@ -202,9 +235,9 @@ def tversky_term(
 ) -> RegionTerm:
     """Tversky; alpha weighs false positives, beta false negatives; gamma: focal, per group."""
     for name, value in (("alpha", alpha), ("beta", beta), ("smooth", smooth)):
-        _check_number(prefix + name, value, 0.0, math.inf)
-    _check_number(prefix + "gamma", gamma, 0.0, math.inf, above=True)
-    _check_flag(prefix + "log_loss", log_loss)
+        check_number(prefix + name, value, 0.0, math.inf)
+    check_number(prefix + "gamma", gamma, 0.0, math.inf, above=True)
+    check_flag(prefix + "log_loss", log_loss)
     numbers = (float(alpha), float(beta), float(smooth), float(gamma))
     return RegionTerm("tversky", weight, *numbers, log_loss)
 
@@ -229,9 +262,9 @@ def make_spec(
         ValueError: an argument outside its range.
         NotImplementedError: upsampling, which is not built yet.
     """
-    _check_choice("mode", mode, MODES)
-    _check_choice("reduction", reduction, REDUCTIONS)
-    _check_choice("absent", absent, ("keep", "skip"))
+    check_choice("mode", mode, MODES)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("absent", absent, ("keep", "skip"))
     if upsample is not None:
         raise NotImplementedError(
             f"upsample={upsample!r} is not available yet; upsample the logits first"
@@ -248,8 +281,8 @@ def make_spec(
         isinstance(ignore_index, bool) or not isinstance(ignore_index, int)
     ):
         raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}")
-    _check_flag("batch", batch)
-    _check_flag("include_background", include_background)
+    check_flag("batch", batch)
+    check_flag("include_background", include_background)
     if batch and reduction == "none" and points and regions:
         raise ValueError(
             "reduction: 'none' with batch=True has no common shape for pointwise and region terms; "
@@ -283,37 +316,3 @@ def sums_spec(mode: str, ignore_index: int | None, activation: str | None = None
         activation=activation,
     )
     return replace(base, reduction="sums")
-
-
-def check_weight(name: str, value: float) -> float:
-    """A term's weight in the combination: a finite number of at least 0."""
-    _check_number(name, value, 0.0, math.inf)
-    return float(value)
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _check_flag(name: str, flag: object) -> None:
-    if not isinstance(flag, bool):
-        raise TypeError(f"{name}: expected a bool, got {flag!r}")
-
-
-def _check_number(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    inside = (low < value if above else low <= value) and value <= high
-    if not inside or not _is_finite(value):
-        bound = f"{'above' if above else 'at least'} {low:g}" + (
-            "" if math.isinf(high) else f" and at most {high:g}"
-        )
-        raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int beyond any float
-        return False

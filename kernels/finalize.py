@@ -28,8 +28,8 @@ The workspace, gone after the launch:
 import triton
 import triton.language as tl
 
-LN2 = tl.constexpr(0.6931471805599453)
-LOG2E = tl.constexpr(1.4426950408889634)
+from fastseg_losses.kernels.special import LN2, LOG2E
+
 SCORE_FLOOR = tl.constexpr(1e-7)
 
 RECORD = tl.constexpr(16)
@@ -57,26 +57,46 @@ BLOCK_G = tl.constexpr(64)  # groups read at once
 def region_term(overlap, mass, target, term, LOG: tl.constexpr):
     """A region term of one group, and its derivatives with respect to I and P.
 
-    ((1 - score) or -log(score)) ** gamma, score = (I + s) / ((1 - a - b) I + a P + b T + s).
+    ((offset - score) or -log(score)) ** gamma, where the score is
+    (I + s) / max((1 - a - b) I + a P + b T + s', floor).
     """
-    alpha, beta, smooth, gamma = term
+    alpha, beta, smooth, smooth_dr, gamma, floor, offset = term
     top = overlap + smooth
-    whole = (1.0 - alpha - beta) * overlap + alpha * mass + beta * target + smooth
-    empty = whole <= 0.0
-    whole = tl.where(empty, 1.0, whole)
+    whole = (1.0 - alpha - beta) * overlap + alpha * mass + beta * target + smooth_dr
+    floored = (floor > 0.0) & (whole <= floor)
+    empty = (whole == 0.0) & (floor <= 0.0)
+    low = floored | empty
+    whole = tl.where(empty, 1.0, tl.where(floored, floor, whole))
     score = tl.where(empty, 1.0, top / whole)
-    d_overlap = tl.where(empty, 0.0, (1.0 - score * (1.0 - alpha - beta)) / whole)
-    d_mass = tl.where(empty, 0.0, -score * alpha / whole)
+    d_overlap = (1.0 - tl.where(low, 0.0, score * (1.0 - alpha - beta))) / whole
+    d_overlap = tl.where(empty, 0.0, d_overlap)
+    d_mass = tl.where(low, 0.0, -score * alpha / whole)
     if LOG:
-        base = -tl.log2(tl.maximum(score, SCORE_FLOOR)) * LN2
-        d_base = tl.where(score >= SCORE_FLOOR, -1.0 / tl.maximum(score, SCORE_FLOOR), 0.0)
+        least = tl.where(floor > 0.0, floor, SCORE_FLOOR)
+        base = -tl.log2(tl.maximum(score, least)) * LN2
+        d_base = tl.where(score >= least, -1.0 / tl.maximum(score, least), 0.0)
     else:
-        base = 1.0 - score
+        base = offset - score
         d_base = -1.0
     # base ** gamma, a straight line below the floor, where gamma < 1 has no finite slope.
     power = tl.exp2((gamma - 1.0) * tl.log2(tl.maximum(base, SCORE_FLOOR)))
     slope = d_base * power * tl.where(base >= SCORE_FLOOR, gamma, 1.0)
     return base * power, slope * d_overlap, slope * d_mass
+
+
+@triton.jit
+def counted_groups(valid, target, ABSENT: tl.constexpr):
+    """Which groups count in a mean, and which of them lose something."""
+    counts = valid > 0.0
+    if ABSENT == "zero" or ABSENT == "all":
+        counts = valid >= 0.0
+    present = target > 0.0
+    if ABSENT == "skip":
+        counts = counts & present
+    loses = counts
+    if ABSENT == "zero":
+        loses = present
+    return counts, loses
 
 
 @triton.jit
@@ -124,7 +144,7 @@ def finish_group(
     NUM_POINT: tl.constexpr,
     LOGS: tl.constexpr,
     REDUCTION: tl.constexpr,
-    SKIP_ABSENT: tl.constexpr,
+    ABSENT: tl.constexpr,
 ):
     """Reduce one group's partial records; store its own, and its gradient coefficients."""
     column = tl.arange(0, RECORD)
@@ -139,10 +159,7 @@ def finish_group(
         tl.store(loss_ptr + G + g, mass)
         tl.store(loss_ptr + 2 * G + g, target)
         tl.store(loss_ptr + 3 * G + g, valid)
-    counts = valid > 0.0
-    if SKIP_ABSENT:
-        counts = counts & (target > 0.0)
-
+    counts, loses = counted_groups(valid, target, ABSENT)
     record = tl.where(column == COUNTED, tl.where(counts, 1.0, 0.0), record)
     loss = 0.0
     d_overlap = 0.0
@@ -150,11 +167,11 @@ def finish_group(
     for r in tl.static_range(len(LOGS)):
         value, di, dp = region_term(overlap, mass, target, region_params[r], LOGS[r])
         # where, not a product: a group that does not count may hold inf or NaN.
-        value = tl.where(counts, value, 0.0)
+        value = tl.where(loses, value, 0.0)
         record = tl.where(column == FIRST_REGION + r, value, record)
         loss += region_weights[r] * weight * value
-        d_overlap += tl.where(counts, region_weights[r] * weight * di, 0.0)
-        d_mass += tl.where(counts, region_weights[r] * weight * dp, 0.0)
+        d_overlap += tl.where(loses, region_weights[r] * weight * di, 0.0)
+        d_mass += tl.where(loses, region_weights[r] * weight * dp, 0.0)
     tl.store(groups_ptr + g * RECORD + column, record)
     tl.store(coefs_ptr + g, d_overlap)
     tl.store(coefs_ptr + G + g, d_mass)
@@ -264,6 +281,8 @@ def finish_loss(
     NUM_POINT: tl.constexpr,
     NUM_REGION: tl.constexpr,
     REDUCTION: tl.constexpr,
+    ABSENT: tl.constexpr,
+    IDENTITY: tl.constexpr,  # the logits are probabilities
 ):
     """Reduce the groups to the loss, the terms' mean values, the normalisers, the statistics."""
     total = (row[:, None] + column[None, :]).to(tl.float32) * 0.0
@@ -284,13 +303,17 @@ def finish_loss(
     else:
         weighted = total
 
+    if ABSENT == "all":  # a mean is not divided by the weights
+        weighted = tl.where((column == COUNTED) | (column == VALID), total, weighted)
     mean_loss = finish_terms(
         loss_ptr, stats_ptr, norms_ptr, weighted, column, pick(weighted, column, VALID), 1.0,
         point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION,
     )  # fmt: skip
     largest = pick(tl.max(peak, 0), column, LARGEST)
+    if not IDENTITY:
+        largest = 1.0 / (1.0 + tl.exp2(-largest * LOG2E))
     hit = pick(total, column, HIT)
     store_statistics(
-        stats_ptr, alarm_ptr, total, column, mean_loss, 1.0 / (1.0 + tl.exp2(-largest * LOG2E)),
+        stats_ptr, alarm_ptr, total, column, mean_loss, largest,
         pick(total, column, PREDICTED) - hit, pick(total, column, ACTUAL) - hit, 1,
     )  # fmt: skip

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.pixels import pixel_base, read_pixels, store_tile, tile_offsets
-from fastseg_losses.kernels.terms import sigmoid_pixel
+from fastseg_losses.kernels.terms import pixel_of
 
 NORMS = finalize.NORMS
 
@@ -30,12 +30,21 @@ def load_coefs(
 
 
 @triton.jit
-def slope_of_terms(x, t, coefs, params, TERMS: tl.constexpr, HARD: tl.constexpr, PTX: tl.constexpr):
+def slope_of_terms(
+    x,
+    t,
+    coefs,
+    params,
+    TERMS: tl.constexpr,
+    HARD: tl.constexpr,
+    IDENTITY: tl.constexpr,
+    PTX: tl.constexpr,
+):
     """Sum over the terms of coefficient * slope, at every pixel.
 
     The first two, overlap and mass, have their slopes with respect to p, the others to x.
     """
-    pixel = sigmoid_pixel(x, t, HARD, PTX)
+    pixel = pixel_of(x, t, HARD, IDENTITY, PTX)
     _, d_overlap = TERMS[0](pixel, params, PTX)
     _, d_mass = TERMS[1](pixel, params, PTX)
     slope = (coefs[0] * d_overlap + coefs[1] * d_mass) * pixel[6]
@@ -93,6 +102,7 @@ def _gradient_kernel(
     # constexprs
     TERMS: tl.constexpr,
     SUMS: tl.constexpr,
+    IDENTITY: tl.constexpr,  # the logits are probabilities
     BATCH: tl.constexpr,
     VALID_KIND: tl.constexpr,
     HAS_IGNORE: tl.constexpr,
@@ -150,7 +160,7 @@ def _gradient_kernel(
                     ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
                 )  # fmt: skip
                 coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
-                dx = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", PTX)
+                dx = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", IDENTITY, PTX)
                 if PIXEL_VALID or HAS_IGNORE:
                     dx = tl.where(live, dx, 0.0)
                 store_tile(
@@ -163,7 +173,7 @@ def _gradient_kernel(
                     ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
                 )  # fmt: skip
                 coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
-                dx = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", PTX)
+                dx = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", IDENTITY, PTX)
                 dx = tl.where(live, dx, 0.0)
                 store_tile(
                     dlogits_ptr, start, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, True

@@ -56,14 +56,17 @@ class Formula(NamedTuple):
     points: tuple[str, ...]
     point_weights: tuple[float, ...]
     region_weights: tuple[float, ...]
-    region_params: tuple[tuple[float, float, float, float], ...]  # alpha, beta, smooth, gamma
+    region_params: tuple[tuple[float, ...], ...]  # spec.RegionTerm.numbers
     logs: tuple[bool, ...]
     term_params: tuple[float, float, float, float]  # alpha_neg, alpha_pos, gamma, smoothing
     reduction: str
     batch: bool
-    skip_absent: bool
+    absent: str
     ignore_index: float | None
     class_weighted: bool = False
+    identity: bool = False  # the logits are probabilities
+    minimum: bool = False  # I is the sum of min(p, t)
+    squared: bool = False  # P and T are sums of squares
     # multiclass; balanced: which terms alpha multiplies, smoothed: which have smoothed targets
     softmax: bool = False
     first_class: int = 0  # of the region terms
@@ -79,11 +82,19 @@ class Device(NamedTuple):
     hopper: bool = False
 
 
+def sloped_sums(formula: Formula) -> tuple[Any, Any]:
+    """The device functions of I and P."""
+    overlap = terms.least if formula.minimum else terms.overlap
+    return overlap, terms.squared_mass if formula.squared else terms.mass
+
+
 def columns_of(layout: Layout, formula: Formula) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """The sums that a forward launch takes beside the pointwise terms, and all their columns."""
     sums, columns = terms.SUMS, SUM_COLUMNS
     if layout.targets_kind != "soft":
         sums, columns = terms.HARD_SUMS, HARD_SUM_COLUMNS
+    target = terms.squared_target if formula.squared else terms.target
+    sums = (*sloped_sums(formula), target, *sums[3:])
     first = finalize.FIRST_POINT.value
     return sums, (*columns, *(first + k for k in range(len(formula.points))))
 
@@ -127,6 +138,7 @@ class Plan:
             "BATCH": formula.batch,
             "VALID_KIND": layout.valid_kind,
             "HAS_IGNORE": formula.ignore_index is not None,
+            "IDENTITY": formula.identity,
             "TARGETS": layout.targets_kind,
             "UNIT": unit,
             "ALIGNED": unit and aligned,
@@ -173,7 +185,7 @@ class Plan:
             "COLUMNS": columns,
             "LOGS": f.logs,
             "REDUCTION": f.reduction,
-            "SKIP_ABSENT": f.skip_absent,
+            "ABSENT": f.absent,
             "ROWS": tile.rows,
             "WIDTH": tile.width,
             "STAGES": tile.stages,
@@ -198,7 +210,7 @@ class Plan:
             0.0 if f.ignore_index is None else f.ignore_index,
         )
         constexprs = {
-            "TERMS": (*terms.SLOPED_SUMS, *(terms.POINTWISE[name] for name in f.points)),
+            "TERMS": (*sloped_sums(f), *(terms.POINTWISE[name] for name in f.points)),
             "SUMS": f.reduction == "sums",
             "ROWS": tile.rows,
             "WIDTH": tile.width,

@@ -14,7 +14,7 @@ all lanes: loaded so, it lies as the logits do, and nothing has to be moved betw
 import triton
 import triton.language as tl
 
-from fastseg_losses.kernels.terms import LN2, LOG2E, exp2, log1p_unit, log2, reciprocal
+from fastseg_losses.kernels.special import LN2, LOG2E, exp2, log1p_unit, log2, reciprocal
 
 
 @triton.jit

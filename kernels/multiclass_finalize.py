@@ -23,7 +23,13 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import finalize, multiclass_rows
-from fastseg_losses.kernels.finalize import finish_terms, pick, region_term, store_statistics
+from fastseg_losses.kernels.finalize import (
+    counted_groups,
+    finish_terms,
+    pick,
+    region_term,
+    store_statistics,
+)
 from fastseg_losses.kernels.multiclass_rows import add_rows, load_plane, load_record
 
 RECORD = finalize.RECORD
@@ -63,16 +69,16 @@ def region_terms(
     C: tl.constexpr,
     LOGS: tl.constexpr,
     FIRST: tl.constexpr,
-    SKIP_ABSENT: tl.constexpr,
+    ABSENT: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Every class's region loss and its derivatives to I and P, weighted; the record with them."""
     column = tl.arange(0, RECORD)
     c = tl.arange(0, BLOCK_C)
-    counts = (c >= FIRST) & (tl.where(c < C, valid, 0.0) > 0.0)
-    if SKIP_ABSENT:
-        counts = counts & (target > 0.0)
-    counted = tl.sum(tl.where(counts, weight, 0.0), 0)
+    there = (c >= FIRST) & (c < C)
+    counts, loses = counted_groups(tl.where(there, valid, -1.0), target, ABSENT)
+    loses = loses & there
+    counted = tl.sum(tl.where(counts, 1.0 if ABSENT == "all" else weight, 0.0), 0)
     record = tl.where(column == COUNTED, counted, record)
     loss = tl.zeros([BLOCK_C], tl.float32)
     d_overlap = loss
@@ -80,11 +86,11 @@ def region_terms(
     for r in tl.static_range(len(LOGS)):
         value, di, dp = region_term(overlap, mass, target, region_params[r], LOGS[r])
         # where, not a product: a group that does not count may hold inf or NaN.
-        value = tl.where(counts, weight * value, 0.0)
+        value = tl.where(loses, weight * value, 0.0)
         record = tl.where(column == FIRST_REGION + r, tl.sum(value, 0), record)
         loss += region_weights[r] * value
-        d_overlap += tl.where(counts, region_weights[r] * weight * di, 0.0)
-        d_mass += tl.where(counts, region_weights[r] * weight * dp, 0.0)
+        d_overlap += tl.where(loses, region_weights[r] * weight * di, 0.0)
+        d_mass += tl.where(loses, region_weights[r] * weight * dp, 0.0)
     return record, loss, d_overlap, d_mass, counted
 
 
@@ -121,7 +127,7 @@ def finish_sample(
     SOFTMAX: tl.constexpr,
     FIRST: tl.constexpr,
     BATCH: tl.constexpr,
-    SKIP_ABSENT: tl.constexpr,
+    ABSENT: tl.constexpr,
     IDS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -143,8 +149,8 @@ def finish_sample(
     else:
         divisor = valid
         poison = 1.0
-    if not SOFTMAX:
-        divisor = valid * tl.sum(weight, 0)
+    if not SOFTMAX:  # "all": a mean is not divided by the weights
+        divisor = valid * (C if ABSENT == "all" else tl.sum(weight, 0))
     record = tl.where(column == OVERLAP, divisor, record)
     record = tl.where(column == HIT, tl.sum(hit, 0), record)
     record = tl.where(column == COUNTED, 0.0, record)
@@ -160,7 +166,7 @@ def finish_sample(
     if not BATCH:
         record, loss, d_overlap, d_mass, counted = region_terms(
             record, overlap, mass, target, valid, weight, region_weights, region_params,
-            C, LOGS, FIRST, SKIP_ABSENT, BLOCK_C,
+            C, LOGS, FIRST, ABSENT, BLOCK_C,
         )  # fmt: skip
         if REDUCTION == "none":
             if NUM_POINT > 0:
@@ -213,7 +219,7 @@ def finish_classes(
     REDUCTION: tl.constexpr,
     FIRST: tl.constexpr,
     BATCH: tl.constexpr,
-    SKIP_ABSENT: tl.constexpr,
+    ABSENT: tl.constexpr,
     IDS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_ROW: tl.constexpr,
@@ -239,7 +245,7 @@ def finish_classes(
         mass = load_plane(samples_ptr, MASS_PLANE, C, BLOCK_C)
         record, loss, d_overlap, d_mass, counted = region_terms(
             record, overlap, mass, target, valid, weight, region_weights, region_params,
-            C, LOGS, FIRST, SKIP_ABSENT, BLOCK_C,
+            C, LOGS, FIRST, ABSENT, BLOCK_C,
         )  # fmt: skip
         tl.store(table_ptr + NORMS + c, d_overlap, mask=c < C)
         tl.store(table_ptr + NORMS + C + c, d_mass, mask=c < C)

@@ -68,6 +68,9 @@ def _class_gradient_kernel(
     SMOOTHED: tl.constexpr,
     SPREAD: tl.constexpr,
     SOFTMAX: tl.constexpr,
+    IDENTITY: tl.constexpr,  # the logits are probabilities
+    MINIMUM: tl.constexpr,  # I is the sum of min(p, t)
+    SQUARED: tl.constexpr,  # P and T are sums of squares
     REGION: tl.constexpr,  # whether there is a region term
     SUMS: tl.constexpr,
     PER_CLASS: tl.constexpr,
@@ -156,7 +159,7 @@ def _class_gradient_kernel(
             slopes = softmax_slopes(
                 xs, target, x_y, regions, region_y, region_factor,
                 points_ptr, classes, point_factor, term_params,
-                TERMS, SMOOTHED, SPREAD, IDS, REGION, C, STEPS, LANES, PTX,
+                TERMS, SMOOTHED, SPREAD, IDS, REGION, MINIMUM, SQUARED, C, STEPS, LANES, PTX,
             )  # fmt: skip
         else:
             slopes = ()
@@ -168,7 +171,7 @@ def _class_gradient_kernel(
                 slope = sigmoid_slope(
                     xs[j], t, live, regions[j], region_factor,
                     points_ptr, vector_ptr, classes[j], point_factor, vector_stride, term_params,
-                    TERMS, IDS, C, ROWS, LANES, WIDTH, PTX,
+                    TERMS, IDENTITY, IDS, C, ROWS, LANES, WIDTH, PTX,
                 )  # fmt: skip
                 slopes = slopes + (slope,)
         for j in tl.static_range(STEPS):

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastseg_losses.kernels import finalize, multiclass_rows, terms
-from fastseg_losses.kernels.launch import Device, Formula, Launch, Layout, Plan, Strides
+from fastseg_losses.kernels.launch import (
+    Device,
+    Formula,
+    Launch,
+    Layout,
+    Plan,
+    Strides,
+    sloped_sums,
+)
 from fastseg_losses.kernels.multiclass_gradient import _class_gradient_kernel
 from fastseg_losses.kernels.multiclass_sums import _class_sums_kernel
 from fastseg_losses.kernels.multiclass_tile import MAX_COUNT
@@ -66,6 +74,9 @@ class ClassPlan(Plan):
             "C": at.C,
             "SMOOTHED": f.smoothed,
             "SOFTMAX": f.softmax,
+            "IDENTITY": f.identity,
+            "MINIMUM": f.minimum and not (self.ids and f.softmax),  # min(p, 1) is p
+            "SQUARED": f.squared,
             "FIRST": f.first_class,
             "BATCH": f.batch,
             "VALID_KIND": at.valid_kind,
@@ -121,7 +132,7 @@ class ClassPlan(Plan):
             "COLUMNS": (*columns, finalize.VALID.value, finalize.COUNTED.value),
             "LOGS": f.logs,
             "REDUCTION": f.reduction,
-            "SKIP_ABSENT": f.skip_absent,
+            "ABSENT": f.absent,
             "STAGES": self.tile.stages,
             "CHUNK": MAX_COUNT // self.tile.width,
             "BLOCK_STEPS": 1 << (shape["STEPS"] - 1).bit_length(),
@@ -144,7 +155,7 @@ class ClassPlan(Plan):
         )
         sums = f.reduction == "sums"
         constexprs = {
-            "TERMS": self._terms() if f.softmax else (*terms.SLOPED_SUMS, *self._terms()),
+            "TERMS": self._terms() if f.softmax else (*sloped_sums(f), *self._terms()),
             "SPREAD": bool(f.points) and (not self.ids or any(f.smoothed)),
             "REGION": bool(f.logs) or sums,
             "SUMS": sums,

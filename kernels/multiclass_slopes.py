@@ -65,6 +65,21 @@ def load_point(points_ptr, k: tl.constexpr, c, factor, C: tl.constexpr):
 
 
 @triton.jit
+def region_slope(
+    d_overlap, d_mass, p, t, IDS: tl.constexpr, MINIMUM: tl.constexpr, SQUARED: tl.constexpr
+):
+    """dL/dp from dL/dI and dL/dP; of class ids without the label's dL/dI."""
+    slope = d_mass
+    if SQUARED:
+        slope = d_mass * (2.0 * p)
+    if not IDS:
+        if MINIMUM:  # where they are equal, half of the slope
+            t = tl.where(p < t, 1.0, tl.where(p == t, 0.5, 0.0))
+        slope += d_overlap * t
+    return slope
+
+
+@triton.jit
 def softmax_slopes(
     xs,
     target,
@@ -81,6 +96,8 @@ def softmax_slopes(
     SPREAD: tl.constexpr,
     IDS: tl.constexpr,
     REGION: tl.constexpr,
+    MINIMUM: tl.constexpr,
+    SQUARED: tl.constexpr,
     C: tl.constexpr,
     STEPS: tl.constexpr,
     LANES: tl.constexpr,
@@ -123,7 +140,9 @@ def softmax_slopes(
             spread += pull_j
         pulls = pulls + (pull_j,)
         if REGION:
-            mass += es[j] * (d_mass if IDS else d_mass + d_overlap * target[j])
+            t = 0.0 if IDS else target[j]
+            h = region_slope(d_overlap, d_mass, es[j] * r, t, IDS, MINIMUM, SQUARED)
+            mass += es[j] * h
     push = over_lanes(spread, LANES) if SPREAD else spread  # sum of u, and what all classes share
     # The factor after the difference: where p is 1, h and its mean are the same number, and a fused
     # multiply-add of one but not the other would leave 1e-7 of it.
@@ -132,7 +151,8 @@ def softmax_slopes(
         mean = r * over_lanes(mass, LANES)
     if IDS:
         # of the label's own pulls (1 - p) is left: p u - u would cancel once more
-        pull = region_factor * ((region_y[1] - mean) + q_y * region_y[0])
+        d_mass_y = region_y[1] * (2.0 * p_y if SQUARED else 1.0)
+        pull = region_factor * ((d_mass_y - mean) + q_y * region_y[0])
         slope_y = p_y * (pull + push) - q_y * pull_y
         push += pull_y - region_factor * (p_y * region_y[0])
     # p (push + factor h) = e (r push + r factor h)
@@ -143,7 +163,8 @@ def softmax_slopes(
         d_overlap, d_mass = regions[j]
         slope = push
         if REGION:
-            h = d_mass if IDS else d_mass + d_overlap * target[j]
+            t = 0.0 if IDS else target[j]
+            h = region_slope(d_overlap, d_mass, es[j] * r, t, IDS, MINIMUM, SQUARED)
             slope += region_factor * (h - mean)
         slope *= es[j]
         if IDS:
@@ -168,6 +189,7 @@ def sigmoid_slope(
     pos_weight_stride,
     params,
     TERMS: tl.constexpr,
+    IDENTITY: tl.constexpr,
     IDS: tl.constexpr,
     C: tl.constexpr,
     ROWS: tl.constexpr,
@@ -193,5 +215,5 @@ def sigmoid_slope(
     terms = (params[0], params[1], params[2], pos_weight, params[3])
     x = tl.reshape(tl.where(there, x, NEUTRAL), shape)
     t = tl.reshape(tl.where(there, t, 0.0), shape)
-    slope = slope_of_terms(x, t, coefs, terms, TERMS, IDS, PTX)
+    slope = slope_of_terms(x, t, coefs, terms, TERMS, IDS, IDENTITY, PTX)
     return tl.reshape(slope, [LANES, ROWS, WIDTH])

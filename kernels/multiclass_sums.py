@@ -79,9 +79,12 @@ def _class_sums_kernel(
     LOGS: tl.constexpr,
     REDUCTION: tl.constexpr,
     SOFTMAX: tl.constexpr,
+    IDENTITY: tl.constexpr,  # the logits are probabilities
+    MINIMUM: tl.constexpr,  # I is the sum of min(p, t)
+    SQUARED: tl.constexpr,  # P and T are sums of squares
     FIRST: tl.constexpr,  # the first class of the region terms
     BATCH: tl.constexpr,
-    SKIP_ABSENT: tl.constexpr,
+    ABSENT: tl.constexpr,
     VALID_KIND: tl.constexpr,  # "none", "sample", "pixel"
     HAS_IGNORE: tl.constexpr,
     IDS: tl.constexpr,
@@ -147,7 +150,8 @@ def _class_sums_kernel(
             planes, sums, extremes = add_tile(
                 planes, sums, extremes, xs, target, live, x_y,
                 class_weights_ptr, vector_ptr, vector_stride, term_params,
-                TERMS, BALANCED, SMOOTHED, SOFTMAX, IDS, C, STEPS, ROWS, LANES, WIDTH, PTX,
+                TERMS, BALANCED, SMOOTHED, SOFTMAX, IDENTITY, MINIMUM, SQUARED, IDS,
+                C, STEPS, ROWS, LANES, WIDTH, PTX,
             )  # fmt: skip
         for plane in tl.static_range(NUM_PLANES):
             values = ()
@@ -234,7 +238,7 @@ def _class_sums_kernel(
             finish_sample(
                 loss_ptr, table_ptr, sample_ptr, class_weights_ptr,
                 n, N, point_weights, region_weights, region_params,
-                C, NUM_POINT, LOGS, REDUCTION, SOFTMAX, FIRST, BATCH, SKIP_ABSENT, IDS, BLOCK_C,
+                C, NUM_POINT, LOGS, REDUCTION, SOFTMAX, FIRST, BATCH, ABSENT, IDS, BLOCK_C,
             )  # fmt: skip
             tl.debug_barrier()
             if tl.atomic_add(counters_ptr, 1, sem="acq_rel") == N - 1:
@@ -244,6 +248,6 @@ def _class_sums_kernel(
                     loss_ptr, stats_ptr, table_ptr, alarm_ptr,
                     samples_ptr, class_weights_ptr, vector_ptr,
                     N, point_weights, region_weights, region_params,
-                    C, NUM_POINT, BALANCED, LOGS, REDUCTION, FIRST, BATCH, SKIP_ABSENT, IDS,
+                    C, NUM_POINT, BALANCED, LOGS, REDUCTION, FIRST, BATCH, ABSENT, IDS,
                     BLOCK_C, BLOCK_ROW,
                 )  # fmt: skip

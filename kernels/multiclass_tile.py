@@ -14,8 +14,9 @@ from fastseg_losses.kernels.multiclass import (
     softmax,
     spread_target,
 )
+from fastseg_losses.kernels.special import LOG2E, equal, exp2, reciprocal
 from fastseg_losses.kernels.sums import join_halves
-from fastseg_losses.kernels.terms import LOG2E, NEUTRAL, equal, exp2, reciprocal, sigmoid_pixel
+from fastseg_losses.kernels.terms import NEUTRAL, pixel_of
 
 # A thread counts target, predicted and hit pixels of a class in one float, eight of its 24 bits
 # each, up to MAX_COUNT pixels at a time. A float, because to add a product takes one instruction,
@@ -117,6 +118,7 @@ def sigmoid_step(
     pos_weight_stride,
     params,
     TERMS: tl.constexpr,
+    IDENTITY: tl.constexpr,
     IDS: tl.constexpr,
     C: tl.constexpr,
     ROWS: tl.constexpr,
@@ -133,7 +135,7 @@ def sigmoid_step(
         c = j * LANES + tl.arange(0, LANES * ROWS) // ROWS
         at = pos_weight_ptr + c * pos_weight_stride
         pos_weight = tl.load(at, mask=c < C, other=0.0)[:, None]
-    pixel = sigmoid_pixel(x, t, IDS, PTX)
+    pixel = pixel_of(x, t, IDS, IDENTITY, PTX)
     terms = (params[0], params[1], params[2], pos_weight, params[3])
     weight = weights_of(weights_ptr, classes_of(j, ROWS, LANES), C)
     if weights_ptr is not None and LANES > 1:
@@ -162,6 +164,9 @@ def add_tile(
     BALANCED: tl.constexpr,
     SMOOTHED: tl.constexpr,
     SOFTMAX: tl.constexpr,
+    IDENTITY: tl.constexpr,
+    MINIMUM: tl.constexpr,
+    SQUARED: tl.constexpr,
     IDS: tl.constexpr,
     C: tl.constexpr,
     STEPS: tl.constexpr,
@@ -208,7 +213,10 @@ def add_tile(
             TERMS, BALANCED, SMOOTHED, IDS, C, STEPS, ROWS, LANES, PTX,
         )  # fmt: skip
     else:
-        best = tl.where(live, reciprocal(1.0 + exp2(-largest * LOG2E, PTX), PTX), 0.0)
+        best = largest
+        if not IDENTITY:
+            best = reciprocal(1.0 + exp2(-largest * LOG2E, PTX), PTX)
+        best = tl.where(live, best, 0.0)
         for _k in tl.static_range(NUM_POINT):
             values = values + (tl.zeros([LANES, ROWS], tl.float32),)
     for j in tl.static_range(STEPS):
@@ -219,19 +227,23 @@ def add_tile(
         else:
             p, added = sigmoid_step(
                 xs[j], t, live, j, weights_ptr, vector_ptr, vector_stride, params,
-                TERMS, IDS, C, ROWS, LANES, WIDTH, PTX,
+                TERMS, IDENTITY, IDS, C, ROWS, LANES, WIDTH, PTX,
             )  # fmt: skip
             together = ()
             for k in tl.static_range(NUM_POINT):
                 together = together + (values[k] + added[k],)
             values = together
         overlap = t * (p_y if IDS and SOFTMAX else p)
+        if MINIMUM:
+            overlap = tl.minimum(p, t)
+        mass = p * p if SQUARED else p
         if not IDS:
             finite += target[j]
-            new_t = new_t + (planes[3 * STEPS + j] + tl.sum(target[j], 2),)
+            size = target[j] * target[j] if SQUARED else target[j]
+            new_t = new_t + (planes[3 * STEPS + j] + tl.sum(size, 2),)
             stray = tl.maximum(stray, tl.abs(target[j] - 0.5))
         new_i = new_i + (planes[j] + tl.sum(overlap, 2),)
-        new_p = new_p + (planes[STEPS + j] + tl.sum(p, 2),)
+        new_p = new_p + (planes[STEPS + j] + tl.sum(mass, 2),)
         counts = planes[2 * STEPS + j] + tl.sum(is_label * count, 2)
         is_first = equal(first, float(j * LANES), PTX)
         new_n = new_n + (counts + PREDICTED_ONE * tl.sum(is_first, 2),)

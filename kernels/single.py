@@ -193,7 +193,7 @@ def _single_kernel(
                     offsets + k * TILE, P, LAYOUT, CHECK,
                 )  # fmt: skip
                 sums, extremes = add_tile(
-                    sums, extremes, x, t, True, params, TERMS, False, LOWEST, TARGETS, True
+                    sums, extremes, x, t, True, params, TERMS, False, LOWEST, TARGETS, False, True
                 )
             # what shows a NaN or an inf, among the logits or the targets, or a stray target
             witness = sums[MASS] + sums[TARGET]
@@ -278,7 +278,7 @@ def _single_kernel(
                 x, t = read_slot(
                     logits.index(slot + k), targets.index(slot + k), pixel, P, LAYOUT, CHECK
                 )
-                dx = assumed * slope_of_terms(x, t, coefs, params, SLOPED, HARD, True)
+                dx = assumed * slope_of_terms(x, t, coefs, params, SLOPED, HARD, False, True)
                 dx = dx.to(dlogits_ptr.dtype.element_ty)
                 if CHECK:
                     gl.store(dlogits_ptr + here + pixel, dx, mask=pixel < P, cache_modifier=".cs")
@@ -310,7 +310,7 @@ def _single_kernel(
         finish_loss(
             loss_ptr, stats_ptr, table_ptr, alarm_ptr, groups_ptr, None,
             C, G + TEAM * TEAMS, row, column,
-            point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION,
+            point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION, "keep", False,
         )  # fmt: skip
         gl.store(coefs_ptr + (2 + NUM_POINT) * G, assumed)
         for start in range(0, G + 1, BLOCK_TEAM):

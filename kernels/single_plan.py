@@ -7,7 +7,15 @@ from typing import Any
 
 from fastseg_losses.kernels import finalize, terms
 from fastseg_losses.kernels.gradient import _settle_kernel
-from fastseg_losses.kernels.launch import Device, Formula, Launch, Launcher, Layout, columns_of
+from fastseg_losses.kernels.launch import (
+    Device,
+    Formula,
+    Launch,
+    Launcher,
+    Layout,
+    columns_of,
+    sloped_sums,
+)
 from fastseg_losses.kernels.tiles import SingleTile, single_tile
 
 SETTLE_BLOCK = 4096
@@ -31,13 +39,14 @@ def plan_single(layout: Layout, formula: Formula, device: Device) -> "SinglePlan
 
 
 def _tile_for(at: Layout, f: Formula, device: Device) -> SingleTile | None:
-    everything_counts = at.valid_kind == "none" and f.ignore_index is None and not f.skip_absent
+    everything_counts = at.valid_kind == "none" and f.ignore_index is None
+    usual = f.absent == "keep" and not (f.identity or f.minimum or f.squared)
     equally = not f.class_weighted and not f.batch
     expected = (at.C * at.P, at.P if at.C > 1 else None, 1)  # one class: its stride says nothing
     packed = at.P % 16 == 0
     for n, c, p in (at.logits, at.targets, at.dlogits):
         packed = packed and (n, c if at.C > 1 else None, p) == expected
-    if not (everything_counts and equally and packed and device.hopper):
+    if not (everything_counts and usual and equally and packed and device.hopper):
         return None
     # Byte masks: less to read a second time, as much to compute, and only 8 warps to hide it.
     # 185 us against 170 at 32x1x1024x1024; with 4-byte masks 193 against 231.
@@ -97,7 +106,7 @@ class SinglePlan:
         constexprs = {
             "TERMS": (*sums, *points),
             "COLUMNS": columns,
-            "SLOPED": (*terms.SLOPED_SUMS, *points),
+            "SLOPED": (*sloped_sums(f), *points),
             "LOGS": f.logs,
             "REDUCTION": f.reduction,
             "TARGETS": at.targets_kind,

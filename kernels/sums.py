@@ -6,7 +6,7 @@ import triton.language as tl
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.finalize import finish_group, finish_loss
 from fastseg_losses.kernels.pixels import pixel_base, read_pixels
-from fastseg_losses.kernels.terms import sigmoid_pixel
+from fastseg_losses.kernels.terms import pixel_of
 
 RECORD = finalize.RECORD
 TARGET = finalize.TARGET
@@ -34,13 +34,14 @@ def add_tile(
     COUNT: tl.constexpr,
     LOWEST: tl.constexpr,
     TARGETS: tl.constexpr,
+    IDENTITY: tl.constexpr,
     PTX: tl.constexpr,
 ):
     """Add one tile to the sums; widen the extremes: largest logit, stray target, LOWEST: -smallest.
 
     Each accumulator is [ROWS], one register a thread for all of WIDTH neighbours.
     """
-    pixel = sigmoid_pixel(x, t, TARGETS != "soft", PTX)
+    pixel = pixel_of(x, t, TARGETS != "soft", IDENTITY, PTX)
     new = ()
     for k in tl.static_range(len(TERMS)):
         total, _ = TERMS[k](pixel, params, PTX)
@@ -132,9 +133,10 @@ def _sums_forward_kernel(
     LOGS: tl.constexpr,
     REDUCTION: tl.constexpr,
     BATCH: tl.constexpr,
-    SKIP_ABSENT: tl.constexpr,
+    ABSENT: tl.constexpr,
     VALID_KIND: tl.constexpr,  # "none", "sample", "pixel"
     HAS_IGNORE: tl.constexpr,
+    IDENTITY: tl.constexpr,  # the logits are probabilities
     TARGETS: tl.constexpr,  # "soft" in [0, 1], or 0 and 1 of a "signed" or "unsigned" type
     UNIT: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -188,7 +190,7 @@ def _sums_forward_kernel(
             ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
         )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, PTX
+            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, IDENTITY, PTX
         )
     for tile in tl.range(s, full, S, num_stages=STAGES):
         x, t, live = read_pixels(
@@ -197,7 +199,7 @@ def _sums_forward_kernel(
             ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
         )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, PTX
+            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, IDENTITY, PTX
         )
 
     record = columns_sum(sums, COLUMNS, zero)
@@ -269,7 +271,7 @@ def _sums_forward_kernel(
         finish_group(
             loss_ptr, table_ptr + NORMS, groups_ptr, partials_ptr, weight,
             g, G, rows, first, S, jump, point_weights, region_weights, region_params,
-            NUM_POINT, LOGS, REDUCTION, SKIP_ABSENT,
+            NUM_POINT, LOGS, REDUCTION, ABSENT,
         )  # fmt: skip
         tl.store(counters_ptr + 1 + g, 0)
         tl.debug_barrier()
@@ -279,6 +281,6 @@ def _sums_forward_kernel(
             finish_loss(
                 loss_ptr, stats_ptr, table_ptr, alarm_ptr, groups_ptr, class_weights_ptr,
                 C, G, tl.arange(0, BLOCK_G), column,
-                point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION,
+                point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION, ABSENT, IDENTITY,
             )  # fmt: skip
             tl.store(counters_ptr, 0)

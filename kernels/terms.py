@@ -24,119 +24,19 @@ A pixel that does not count is read as NEUTRAL background, for which every total
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from fastseg_losses.kernels.special import (
+    LOG2E,
+    exp2,
+    greater,
+    log1p_rough,
+    log1p_total,
+    log1p_unit,
+    log2,
+    reciprocal,
+)
+
 # The logit of a pixel that does not count: p, loss and slope of background are exactly 0 there.
 NEUTRAL = tl.constexpr(-1.2345679e30)
-
-
-# ---- approximate special functions: PTX on NVIDIA, the portable twin elsewhere (AMD, interpreter)
-
-
-@triton.jit
-def exp2(x, PTX: tl.constexpr):
-    """2**x; PTX: 2 ulp, subnormal results are 0."""
-    if PTX:
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    else:
-        return tl.exp2(x)
-
-
-@triton.jit
-def log2(x, PTX: tl.constexpr):
-    """log2(x); PTX: absolute error 2e-7 on (0.5, 2), relative 2e-7 elsewhere."""
-    if PTX:
-        return tl.inline_asm_elementwise(
-            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    else:
-        return tl.log2(x)
-
-
-@triton.jit
-def reciprocal(x, PTX: tl.constexpr):
-    """1 / x; PTX: 1 ulp."""
-    if PTX:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    else:
-        return 1.0 / x
-
-
-@triton.jit
-def equal(a, b, PTX: tl.constexpr):
-    """1.0 where a and b are equal, else 0.0; PTX: one instruction, where a select takes two."""
-    if PTX:
-        return tl.inline_asm_elementwise(
-            "set.eq.f32.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
-        )
-    else:
-        return tl.where(a == b, 1.0, 0.0)
-
-
-@triton.jit
-def greater(a, b, PTX: tl.constexpr):
-    """1.0 where a > b, else 0.0; PTX: one instruction, also for what was bfloat16."""
-    if PTX:
-        return tl.inline_asm_elementwise(
-            "set.gt.f32.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
-        )
-    else:
-        return tl.where(a > b, 1.0, 0.0)
-
-
-# ---- logarithms of 1 + e
-
-
-@triton.jit
-def log1p_unit(e):
-    """log(1 + e) for e in [0, 1], relative error 4e-7: a minimax polynomial for log(1 + e) / e.
-
-    log2.approx(1 + e) is off by 2e-7 whatever e is: by a hundredth of the loss of a pixel that is
-    right with p = 0.99998.
-    """
-    s = -0.008778958581387997
-    s = s * e + 0.044986650347709656
-    s = s * e - 0.10902292281389236
-    s = s * e + 0.17847208678722382
-    s = s * e - 0.24536865949630737
-    s = s * e + 0.3328406512737274
-    s = s * e - 0.4999817907810211
-    s = s * e + 1.0
-    return s * e
-
-
-@triton.jit
-def excess(a, b):
-    """What (1 + a)(1 + b) exceeds 1 by."""
-    return a * (1.0 + b) + b
-
-
-@triton.jit
-def log1p_total(e, PTX: tl.constexpr):
-    """Sum of log(1 + e) over the neighbours, relative error 4e-7, with one logarithm for all.
-
-    It is the logarithm of the product of 1 + e, of which we carry the excess over 1.
-    """
-    if PTX:
-        e = tl.reduce(e, 1, excess)
-    else:
-        # the interpreter would run a reduction with a function of ours element by element
-        for _ in tl.static_range(4):  # up to 16 neighbours
-            if e.shape[1] > 1:
-                a, b = tl.split(tl.reshape(e, [e.shape[0], e.shape[1] // 2, 2]))
-                e = excess(a, b)
-        e = tl.reshape(e, [e.shape[0]])
-    return tl.where(e < 1.0, log1p_unit(tl.minimum(e, 1.0)), log2(1.0 + e, PTX) * LN2)
-
-
-@triton.jit
-def log1p_rough(e, PTX: tl.constexpr):
-    """log(1 + e) to 2e-7: for a factor that vanishes with e, as p (1 - p) or (1 - p_t)**2 do."""
-    return log2(1.0 + e, PTX) * LN2
 
 
 # ---- what all terms of a pixel share
@@ -161,6 +61,23 @@ def sigmoid_pixel(x, t, HARD: tl.constexpr, PTX: tl.constexpr):
     return x, t, e, step, p, p_not, s * r, error, miss, turn
 
 
+@triton.jit
+def identity_pixel(x, t, PTX: tl.constexpr):
+    """The same for logits that are probabilities: what region sums are made of, nothing else."""
+    p = tl.where(x == NEUTRAL, 0.0, x)
+    one = tl.zeros_like(p) + 1.0
+    return x, t, p, greater(p, 0.5, PTX), p, 1.0 - p, one, p - t, p, one
+
+
+@triton.jit
+def pixel_of(x, t, HARD: tl.constexpr, IDENTITY: tl.constexpr, PTX: tl.constexpr):
+    """A pixel's quantities under the activation that the loss has."""
+    if IDENTITY:
+        return identity_pixel(x, t, PTX)
+    else:
+        return sigmoid_pixel(x, t, HARD, PTX)
+
+
 # ---- region sums: slopes with respect to p
 
 
@@ -178,6 +95,21 @@ def mass(pixel, params, PTX: tl.constexpr):
     return tl.sum(p, 1), 1.0
 
 
+@triton.jit
+def least(pixel, params, PTX: tl.constexpr):
+    """I = sum min(p, t); where they are equal, half of the slope."""
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    slope = tl.where(error < 0.0, 1.0, tl.where(error == 0.0, 0.5, 0.0))
+    return tl.sum(tl.minimum(p, t), 1), slope
+
+
+@triton.jit
+def squared_mass(pixel, params, PTX: tl.constexpr):
+    """P = sum p**2."""
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    return tl.sum(p * p, 1), 2.0 * p
+
+
 # ---- statistics: sums without a slope
 
 
@@ -186,6 +118,13 @@ def target(pixel, params, PTX: tl.constexpr):
     """T = sum t."""
     x, t, e, step, p, p_not, dp, error, miss, turn = pixel
     return tl.sum(t, 1), 0.0
+
+
+@triton.jit
+def squared_target(pixel, params, PTX: tl.constexpr):
+    """T = sum t**2."""
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    return tl.sum(t * t, 1), 0.0
 
 
 @triton.jit
@@ -240,6 +179,19 @@ def weighted_bce(pixel, params, PTX: tl.constexpr):
 
 
 @triton.jit
+def focal_value_and_slope(pixel, params, q, dq, PTX: tl.constexpr):
+    """Focal loss of any 1 - p_t = q and its derivative; see `focal`."""
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing = params
+    alpha_t = alpha_neg + t * (alpha_pos - alpha_neg)
+    bce = tl.maximum(x, 0.0) - x * t + log1p_unit(e)
+    q = tl.maximum(q, 1e-30)
+    power = exp2(gamma * log2(q, PTX), PTX)
+    slope = alpha_t * (gamma * power * reciprocal(q, PTX) * dq * bce + power * error)
+    return tl.sum(alpha_t * power * bce, 1), slope
+
+
+@triton.jit
 def focal(pixel, params, PTX: tl.constexpr):
     """Focal loss for any gamma >= 0 (Lin et al. 2017, eq. 5): alpha_t q**gamma bce, q = 1 - p_t.
 
@@ -247,14 +199,8 @@ def focal(pixel, params, PTX: tl.constexpr):
     still; so q must not round to 0 before dp does, which |p - t| would.
     """
     x, t, e, step, p, p_not, dp, error, miss, turn = pixel
-    alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing = params
-    alpha_t = alpha_neg + t * (alpha_pos - alpha_neg)
-    bce = tl.maximum(x, 0.0) - x * t + log1p_unit(e)
-    q = tl.maximum(t * p_not + (1.0 - t) * p, 1e-30)
-    power = exp2(gamma * log2(q, PTX), PTX)
-    power_slope = gamma * power * reciprocal(q, PTX)
-    slope = alpha_t * (power_slope * (1.0 - 2.0 * t) * dp * bce + power * error)
-    return tl.sum(alpha_t * power * bce, 1), slope
+    q = t * p_not + (1.0 - t) * p
+    return focal_value_and_slope(pixel, params, q, (1.0 - 2.0 * t) * dp, PTX)
 
 
 @triton.jit
@@ -266,6 +212,32 @@ def focal_squared(pixel, params, PTX: tl.constexpr):
     bce = tl.maximum(x, 0.0) - x * t + log1p_rough(e, PTX)
     slope = alpha_t * miss * (2.0 * (dp * bce) * turn + miss * error)
     return tl.sum(alpha_t * (miss * miss * bce), 1), slope
+
+
+@triton.jit
+def focal_likelihood(pixel, params, PTX: tl.constexpr):
+    """Focal loss whose p_t is exp(-bce), another than in `focal` where targets are soft.
+
+    Below 0.01 1 - exp(-bce) by its series: the difference would keep no digit of it.
+    """
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    bce = tl.maximum(x, 0.0) - x * t + log1p_unit(e)
+    p_t = exp2(-bce * LOG2E, PTX)
+    series = bce * (1.0 - bce * (0.5 - bce * (1.0 / 6.0 - bce * (1.0 / 24.0))))
+    q = tl.where(bce < 0.01, series, 1.0 - p_t)
+    return focal_value_and_slope(pixel, params, q, p_t * error, PTX)
+
+
+@triton.jit
+def focal_margin(pixel, params, PTX: tl.constexpr):
+    """Focal loss whose p_t is sigmoid(x (2 t - 1)), another than in `focal` if targets are soft."""
+    x, t, e, step, p, p_not, dp, error, miss, turn = pixel
+    sign = 1.0 - 2.0 * t
+    z = x * sign
+    small = exp2(tl.abs(z) * (-LOG2E), PTX)
+    r = reciprocal(1.0 + small, PTX)
+    q = tl.where(z > 0.0, r, small * r)
+    return focal_value_and_slope(pixel, params, q, sign * (small * r * r), PTX)
 
 
 # ---- softmax losses: value and pull of one class, both to be multiplied by its target and weight
@@ -302,12 +274,13 @@ def softmax_focal_squared(p, q, nll, gamma, PTX: tl.constexpr):
 # Sums that every forward launch takes; the pointwise terms follow. finalize.py has their columns.
 SUMS = (overlap, mass, target, predicted, actual, hit)
 HARD_SUMS = (overlap, mass, target, predicted, hard_hit)
-SLOPED_SUMS = (overlap, mass)
 POINTWISE = {
     "bce": bce,
     "weighted_bce": weighted_bce,
     "focal": focal,
     "focal_squared": focal_squared,
+    "focal_likelihood": focal_likelihood,
+    "focal_margin": focal_margin,
 }
 SOFTMAX = {
     "ce": cross_entropy,

@@ -39,7 +39,7 @@ def make_plan(logits, targets, C, *, ptx, points=("ce",), regions=("dice",), **o
         **{
             "reduction": "mean",
             "batch": False,
-            "skip_absent": False,
+            "absent": "keep",
             "ignore_index": None,
             "softmax": True,
             "balanced": (False,) * len(points),
@@ -72,7 +72,7 @@ VARIANTS = {
         **{"points": (), "regions": ("dice", "tversky")},
     },
     "batch-sum-skip-focal": {
-        **{"batch": True, "reduction": "sum", "skip_absent": True, "points": ("focal_squared",)},
+        **{"batch": True, "reduction": "sum", "absent": "skip", "points": ("focal_squared",)},
     },
     "region-sums": {"points": (), "regions": (), "reduction": "sums"},
     "soft": {"targets": "float32", "points": ("ce", "focal_squared")},

@@ -7,6 +7,7 @@ from triton.compiler import ASTSource
 
 from fastseg_losses.kernels import launch, single_plan
 from fastseg_losses.kernels.tiles import SingleTile
+from fastseg_losses.spec import RegionTerm
 
 pytestmark = pytest.mark.compile_only
 
@@ -24,7 +25,10 @@ BYTES = {
     **{"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8},
     **{"uint8": 1, "bool": 1, "int32": 4, "int64": 8},
 }
-REGIONS = {"dice": (0.5, 0.5, 0.5, 1.0), "tversky": (0.3, 0.7, 1.0, 0.75)}
+REGIONS = {
+    "dice": RegionTerm("dice", 1.0, 0.5, 0.5, 0.5).numbers,
+    "tversky": RegionTerm("tversky", 1.0, 0.3, 0.7, 1.0, 0.75).numbers,
+}
 
 
 def make_plan(logits, targets, *, ptx, points=("bce", "focal_squared"), **options):
@@ -54,7 +58,7 @@ def make_plan(logits, targets, *, ptx, points=("bce", "focal_squared"), **option
         **{
             "reduction": "mean",
             "batch": False,
-            "skip_absent": False,
+            "absent": "keep",
             "ignore_index": None,
             **options,
         },
@@ -128,7 +132,7 @@ VARIANTS = {
     "valid-samples": {"valid_kind": "sample", "valid": (1, 0)},
     "valid-pixels": {"valid_kind": "pixel", "valid": (1 << 14, 1)},
     "ignore-none-weights": {"ignore_index": 255.0, "reduction": "none", "weights": True},
-    "batch-sum-skip": {"batch": True, "reduction": "sum", "skip_absent": True},
+    "batch-sum-skip": {"batch": True, "reduction": "sum", "absent": "skip"},
     "region-sums": {"points": (), "reduction": "sums"},
     "weighted-focal": {"points": ("weighted_bce", "focal"), "weights": True},
     "channels-last": {"strides": (1 << 15, 1, 2)},

@@ -267,7 +267,7 @@ def test_no_program_counts_beyond_what_float32_holds(samples):
             **{"valid_kind": "none", "pos_weight_stride": 0},
         )
         criterion = combined()
-        formula = plans._formula(criterion.spec, False, False)
+        formula = plans._formula(criterion.spec, False, False, hard=True)
         plan = multiclass_plan.ClassPlan(layout, formula, launch.Device(132, True))
         tile = plan.tile
         tiles = -(-(1 << 26) // (tile.rows * tile.width))

@@ -47,7 +47,7 @@ def test_what_it_cannot_know_takes_two_launches():
     for changed in (
         {"class_weighted": True},
         {"ignore_index": 255.0},
-        {"skip_absent": True},
+        {"absent": "skip"},
         {"batch": True},
         {"reduction": "none"},
     ):

@@ -124,10 +124,3 @@ def test_bounds_belong_to_the_range(make, name, values):
         kept = getattr(make(**{name: value}), name)
         assert kept == value
         assert value is None or isinstance(kept, float)  # ints and floats give one key
-
-
-@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "1", True, None])
-def test_weights(value):
-    with pytest.raises((TypeError, ValueError), match="^dice_weight: expected a"):
-        spec.check_weight("dice_weight", value)
-    assert spec.check_weight("dice_weight", 2) == 2.0

@@ -1,0 +1,94 @@
+"""Generalised Dice loss as in MONAI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastseg_losses.compat.fused import fused, reduced
+from fastseg_losses.compat.monai_regions import _RegionLoss
+
+WEIGHTS = ("square", "simple", "uniform")
+
+
+class GeneralizedDiceLoss(_RegionLoss):
+    r"""Generalised Dice loss of each sample, 1 - (2 \sum w I + nr) / (\sum w (P + T) + dr).
+
+    The sums over the channels are weighted by w = 1 / T^2 of each; where T is 0, by the largest
+    other weight of the sample. I, P and T come from the kernels.
+
+    Args:
+        include_background: see `DiceLoss`, as for all that is not named here.
+        to_onehot_y: see there.
+        sigmoid: see there.
+        softmax: see there.
+        other_act: see there.
+        w_type: "square", "simple" (1 / T) or "uniform" (1).
+        reduction: "none" gives (B, 1, ...), with batch (1, 1, ...).
+        smooth_nr: nr.
+        smooth_dr: dr.
+        batch: see there; the weights are those of the whole batch.
+        soft_label: see there.
+
+    Raises:
+        TypeError: see there.
+        ValueError: see there; an unknown w_type.
+
+    Source: Sudre et al. 2017, Generalised Dice overlap.
+
+    Example:
+        >>> import torch
+        >>> criterion = GeneralizedDiceLoss(to_onehot_y=True, softmax=True)
+        >>> labels = torch.tensor([0, 0, 0, 1]).expand(1, 1, 4, 4)
+        >>> criterion(torch.zeros(1, 2, 4, 4), labels)
+        tensor(0.6250)
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable | None = None,
+        w_type: Any = "square",
+        reduction: Any = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        soft_label: bool = False,
+    ) -> None:
+        flags = (include_background, to_onehot_y, sigmoid, softmax, other_act, reduction)
+        super().__init__(*flags, smooth_nr, smooth_dr, batch, soft_label)
+        self.w_type = str(getattr(w_type, "value", w_type))
+        if self.w_type not in WEIGHTS:
+            raise ValueError(
+                f"w_type: expected one of {', '.join(map(repr, WEIGHTS))}, got {w_type!r}"
+            )
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss; see `DiceLoss`."""
+        call = self._prepare(input, target)
+        shared = {**call.shared, "include_background": True}
+        sums = fused(call.inputs, call.mode, reduction="sums", overlap=self._overlap(), **shared)
+        I, P, T, _ = sums[:, :, call.dropped :].unbind(0)  # noqa: E741
+        if self.batch:
+            I, P, T = I.sum(0), P.sum(0), T.sum(0)  # noqa: E741
+        w = self._weights(T.detach())
+        over = (2 * (w * I).sum(-1, keepdim=True)) + self.smooth_nr
+        loss = 1 - over / ((w * (P + T)).sum(-1, keepdim=True) + self.smooth_dr)
+        if self.reduction == "none":
+            return loss.reshape(*loss.shape, *(1,) * (input.dim() - 2))
+        return reduced(loss, self.reduction)
+
+    def _weights(self, T: Tensor) -> Tensor:
+        """One for each channel, the largest finite one where a channel has no target."""
+        if self.w_type == "uniform":
+            return torch.ones_like(T)
+        w = 1 / (T * T if self.w_type == "square" else T)
+        absent = w.isinf()
+        w = w.masked_fill(absent, 0.0)
+        return torch.where(absent, w.amax(-1, keepdim=True), w)

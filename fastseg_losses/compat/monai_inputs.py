@@ -1,0 +1,221 @@
+"""What MONAI's losses take, brought to what the kernels take."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastseg_losses.compat.fused import fused
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class Call(NamedTuple):
+    """One call: the tensors, and the keyword arguments of `fused` that follow from them.
+
+    Attributes:
+        inputs: logits, targets, valid.
+        mode: of the library.
+        shared: activation, ignore_index, include_background.
+        C: channels of the logits.
+        dropped: channels without a loss, 0 or 1; where the mode has no background, and for
+            pointwise terms with sigmoids, the weights say so.
+    """
+
+    inputs: tuple[Tensor, Tensor, Tensor | None]
+    mode: str
+    shared: dict[str, Any]
+    C: int
+    dropped: int
+
+    @property
+    def classes(self) -> int:
+        """Channels that have a loss."""
+        return self.C - self.dropped
+
+    @property
+    def softmax(self) -> bool:
+        """Whether the channels share a softmax."""
+        return self.mode == "multiclass" and self.shared["activation"] is None
+
+    @property
+    def weighed(self) -> bool:
+        """Whether it is the weights that leave the background out of a region term."""
+        return self.dropped > 0 and self.mode != "multiclass"
+
+
+def check_reduction(reduction: Any, choices: tuple[str, ...] = REDUCTIONS) -> str:
+    """The name of a reduction, also of MONAI's enumeration.
+
+    Raises:
+        ValueError: there is no such reduction.
+    """
+    name = str(getattr(reduction, "value", reduction))
+    if name not in choices:
+        raise ValueError(
+            f"reduction: expected one of {', '.join(map(repr, choices))}, got {reduction!r}"
+        )
+    return name
+
+
+def check_activation(sigmoid: bool, softmax: bool, other_act: Callable | None) -> None:
+    """At most one.
+
+    Raises:
+        TypeError: other_act cannot be called.
+        ValueError: more than one.
+    """
+    if other_act is not None and not callable(other_act):
+        raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
+    if int(sigmoid) + int(softmax) + int(other_act is not None) > 1:
+        raise ValueError(
+            "Incompatible values: more than 1 of [sigmoid=True, softmax=True, other_act is not "
+            "None]."
+        )
+
+
+def prepare(
+    input: Tensor,
+    target: Tensor,
+    *,
+    include_background: bool,
+    to_onehot_y: bool,
+    sigmoid: bool,
+    softmax: bool,
+    other_act: Callable | None = None,
+    ignore_index: int | None = None,
+    valid: Tensor | None = None,
+    mismatch: type[Exception] = AssertionError,
+) -> Call:
+    """Check shapes as there and choose the mode.
+
+    Args:
+        input: (B, C, *spatial).
+        target: (B, C, *spatial), or labels (B, 1, *spatial) with to_onehot_y.
+        include_background: whether channel 0 has a loss; of one channel it has.
+        to_onehot_y: whether targets are labels; nothing is made of them but ids.
+        sigmoid: the activation, like softmax and other_act.
+        softmax: see there.
+        other_act: see there; computed by PyTorch.
+        ignore_index: see `DiceLoss`.
+        valid: which pixels count, (B, 1, *spatial) bool.
+        mismatch: what targets of another shape raise.
+    """
+    C = input.shape[1]
+    if C == 1:
+        for name, flag in (
+            ("softmax=True", softmax),
+            ("to_onehot_y=True", to_onehot_y),
+            ("include_background=False", not include_background),
+        ):
+            if flag:
+                warnings.warn(f"single channel prediction, `{name}` ignored.", stacklevel=4)
+        softmax = to_onehot_y = False
+        include_background = True
+    if other_act is not None:
+        input = other_act(input)
+    expected = (input.shape[0], 1, *input.shape[2:]) if to_onehot_y else input.shape
+    if target.shape != expected:
+        raise mismatch(
+            f"ground truth has different shape ({target.shape}) from input ({input.shape})"
+        )
+    if ignore_index is not None and C > 1 and not to_onehot_y:
+        here = one_hot_mask(target, ignore_index)
+        valid = here if valid is None else valid & here
+        ignore_index = None
+    shared: dict[str, Any] = {"ignore_index": ignore_index}
+    shared["activation"] = None if softmax else "sigmoid" if sigmoid else "identity"
+    if to_onehot_y or softmax:
+        shared["include_background"] = include_background
+        if to_onehot_y and (target.is_floating_point() or target.dtype == torch.bool):
+            target = target.to(torch.int32)
+        mode = "multiclass"
+    else:
+        mode = "binary" if C == 1 else "multilabel"
+        if sigmoid:
+            shared["activation"] = None
+        if C == 1:  # volumes of one channel are not mistaken for channels
+            input, target = input.flatten(1), target.flatten(1)
+            valid = None if valid is None else valid.flatten(1)
+    return Call((input, target, valid), mode, shared, C, 0 if include_background else 1)
+
+
+def one_hot_mask(target: Tensor, ignore_index: int) -> Tensor:
+    """Which pixels of a one-hot target count: not that class, or for any other number any class."""
+    if 0 <= ignore_index < target.shape[1]:
+        return target[:, ignore_index : ignore_index + 1] != 1
+    return target.sum(1, keepdim=True) > 0
+
+
+def check_weight(weight: Any) -> Tensor | None:
+    """A loss's weights as a tensor, or None.
+
+    Checked here and not at every call: on a GPU that would wait for it.
+
+    Raises:
+        ValueError: a negative one.
+    """
+    if weight is None:
+        return None
+    weight = torch.as_tensor(weight)
+    if bool((weight < 0).any()):
+        raise ValueError("the value/values of the `weight` should be no less than 0.")
+    return weight
+
+
+def class_weight(call: Call, weight: Tensor | None, *, points: bool = False) -> Tensor | None:
+    """One weight for each of C channels, 0 for the background that nothing else leaves out.
+
+    Args:
+        call: the call.
+        weight: as the caller gave it.
+        points: there is a pointwise term, with sigmoids.
+
+    Raises:
+        ValueError: another number of weights than channels with a loss.
+    """
+    device = call.inputs[0].device
+    if weight is not None and call.classes > 1:
+        if weight.dim() and weight.shape[0] != call.classes:
+            raise ValueError(
+                "The length of the `weight` sequence should be the same as the number of classes. "
+                "If `include_background=False`, the weight should not include the background "
+                f"category class 0. Expected {call.classes}, got {weight.shape[0]}."
+            )
+        weight = weight.to(device, torch.float32).expand(call.classes)
+    elif not call.weighed and not (points and call.dropped):
+        return None
+    else:
+        weight = torch.ones(call.classes, device=device)
+    return torch.nn.functional.pad(weight, (call.dropped, 0))
+
+
+def run(
+    call: Call,
+    points: tuple[Any, ...],
+    regions: tuple[Any, ...],
+    reduction: str,
+    weight: Tensor | None = None,
+    *,
+    vector: Tensor | None = None,
+    **more: Any,
+) -> Tensor:
+    """A loss of the call; every group counts as in MONAI, and weights are not normalised."""
+    # what has a weight of 0 is in the mean
+    share = call.C / call.classes if reduction == "mean" else 1.0
+    of_points, of_regions = 1.0 if call.softmax else share, share if call.weighed else 1.0
+    loss = fused(
+        (*call.inputs, weight, vector),
+        call.mode,
+        tuple((name, w * of_points, *rest) for name, w, *rest in points),
+        tuple((name, w * of_regions, *rest) for name, w, *rest in regions),
+        reduction=reduction,
+        absent="all",
+        **call.shared,
+        **more,
+    )
+    return loss[..., call.dropped :] if call.weighed and reduction == "none" else loss

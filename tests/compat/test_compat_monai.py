@@ -1,0 +1,351 @@
+"""MONAI's losses, beside the package itself: any arguments, any targets."""
+
+import copy
+import pickle
+import warnings
+from functools import partial
+
+import peers
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peers import check, signature
+
+from fastseg_losses import ops
+from fastseg_losses.compat import fused, monai
+
+NAMES = [n for n in monai.__all__ if n.endswith("Loss")]
+WEIGHTS = [0.0, 0.25, 1.0, 2.0]
+
+pytestmark = pytest.mark.filterwarnings("ignore:single channel", "ignore:`include_background")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signature(name):
+    assert signature(getattr(monai, name)) == signature(getattr(peers.monai(), name))
+
+
+class Drawn:
+    """A call that the peer takes: flags, logits or probabilities, targets."""
+
+    def __init__(self, data, activations=("sigmoid", "softmax", "none", "other")):
+        draw = self.draw = data.draw
+        self.C = draw(st.integers(1, 4))
+        N, space = (
+            draw(st.integers(1, 3)),
+            draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)),
+        )
+        self.dtype = draw(st.sampled_from([torch.float64, torch.float32]))
+        g = self.generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
+        self.x = (torch.randn((N, self.C, *space), generator=g) * 3).to(self.dtype)
+        self.labels = draw(st.booleans()) and self.C > 1
+        act = draw(st.sampled_from(activations))
+        self.flags = {
+            "include_background": draw(st.booleans()),
+            "to_onehot_y": self.labels,
+        }
+        if act == "none":
+            self.x = self.x.sigmoid()
+        elif act == "other":
+            self.flags["other_act"] = torch.tanh
+        else:
+            self.flags[act] = True
+        if self.labels:
+            kind = draw(st.sampled_from([torch.long, torch.uint8, self.dtype]))
+            self.y = torch.randint(0, self.C, (N, 1, *space), generator=g).to(kind)
+        elif draw(st.booleans()):
+            self.y = torch.rand(self.x.shape, generator=g).to(self.dtype)
+        else:
+            kind = draw(st.sampled_from([torch.long, torch.uint8, self.dtype]))
+            self.y = torch.rand(self.x.shape, generator=g).round().to(kind)
+        self.soft_tp = not self.labels and self.y.is_floating_point()
+
+    @property
+    def kept(self):
+        """Channels with a loss."""
+        return self.C - (not self.flags["include_background"] and self.C > 1)
+
+    def pick(self, *values):
+        return self.draw(st.sampled_from(values))
+
+    def one_hot(self):
+        ids = torch.randint(
+            0, self.C, (self.x.shape[0], *self.x.shape[2:]), generator=self.generator
+        )
+        hot = torch.nn.functional.one_hot(ids, self.C).movedim(-1, 1)
+        empty = torch.rand(ids.shape, generator=self.generator)[:, None] < 0.2
+        return torch.where(empty, 0, hot).to(self.dtype)
+
+    def ignore(self):
+        """An ignore_index and targets for it."""
+        if self.draw(st.booleans()):
+            return None
+        if self.C > 1 and not self.labels:
+            self.y = self.one_hot()
+            return self.pick(0, 1, 255, -1)
+        index = self.pick(*([0, 1, 255] if self.labels else [255]))
+        hidden = torch.rand(self.y.shape, generator=self.generator) < 0.3
+        self.y = torch.where(hidden, index, self.y).to(self.y.dtype)
+        return index
+
+    def weight(self, number=True):
+        every = st.lists(st.sampled_from(WEIGHTS), min_size=self.kept, max_size=self.kept)
+        return self.draw(st.none() | every | (st.sampled_from([0.5, 2.0]) if number else st.none()))
+
+    def soft_label(self):
+        """Whether soft_label; the peer takes floats for it, and |p| where a p is negative."""
+        if not (self.y.is_floating_point() or self.labels) or self.pick(True, False):
+            return False
+        if "other_act" in self.flags:
+            self.flags["other_act"] = torch.sigmoid
+        elif not self.flags.get("sigmoid") and not (self.flags.get("softmax") and self.C > 1):
+            self.x = self.x.abs().clamp_max(1)
+        return True
+
+    def squared(self):
+        """Whether squared_pred; the peer takes floats for it."""
+        if not self.pick(True, False):
+            return False
+        if not self.labels:
+            self.y = self.y.to(self.dtype)
+        return True
+
+    def smooth(self):
+        return {"smooth_nr": self.pick(1e-5, 0.5, 0.0), "smooth_dr": self.pick(1e-5, 1.0)}
+
+
+def compare(name, arguments, drawn, *rest, tolerance=None):
+    theirs = getattr(peers.monai(), name)(**arguments)
+    if drawn.labels and drawn.dtype == torch.float64:
+        tolerance = tolerance or 1e-6  # the peer's one-hot targets are float32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = getattr(monai, name)(**arguments)
+        check(ours, theirs, drawn.x, drawn.y, *rest, tolerance=tolerance)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_dice(data):
+    d = Drawn(data)
+    arguments = {
+        **d.smooth(),
+        "squared_pred": d.squared(),
+        "jaccard": d.pick(True, False),
+        "reduction": d.pick("mean", "sum", "none"),
+        "batch": d.pick(True, False),
+        "soft_label": d.soft_label(),
+        "weight": d.weight(),
+        "ignore_index": d.ignore(),
+    }
+    arguments |= d.flags  # what is drawn may change them
+    compare("DiceLoss", arguments, d)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_masked_dice(data):
+    d = Drawn(data)
+    arguments = {
+        **d.smooth(),
+        "squared_pred": d.squared(),
+        "reduction": d.pick("mean", "sum", "none"),
+        "batch": d.pick(True, False),
+        "weight": d.weight(),
+    }
+    arguments |= d.flags  # what is drawn may change them
+    shape = (d.pick(1, d.x.shape[0]), 1, *d.x.shape[2:])
+    mask = (torch.rand(shape, generator=d.generator) < 0.6).to(d.pick(torch.float32, torch.long))
+    compare("MaskedDiceLoss", arguments, d, mask)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_tversky(data):
+    d = Drawn(data)
+    arguments = {
+        **d.smooth(),
+        "alpha": d.pick(0.0, 0.3, 1.0),
+        "beta": d.pick(0.2, 0.7),
+        "reduction": d.pick("mean", "sum", "none"),
+        "batch": d.pick(True, False),
+        "soft_label": d.soft_label(),
+        "ignore_index": d.ignore(),
+    }
+    arguments |= d.flags  # what is drawn may change them
+    compare("TverskyLoss", arguments, d)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_generalized_dice(data):
+    d = Drawn(data)
+    arguments = {
+        "smooth_nr": d.pick(1e-5, 0.5),
+        "smooth_dr": d.pick(1e-5, 1.0),
+        "w_type": d.pick("square", "simple", "uniform"),
+        "reduction": d.pick("mean", "sum", "none"),
+        "batch": d.pick(True, False),
+        "soft_label": d.soft_label(),
+    }
+    arguments |= d.flags  # what is drawn may change them
+    compare("GeneralizedDiceLoss", arguments, d, tolerance=1e-5)  # its weights are float32
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_focal(data):
+    d = Drawn(data, activations=("none",))
+    d.x = (torch.randn(d.x.shape, generator=d.generator) * 3).to(d.dtype)
+    softmax = d.pick(True, False)
+    kept = d.kept
+    alphas = [None, 0.25, 1.0] + ([[0.25 + 0.125 * c for c in range(kept)]] if kept > 1 else [])
+    weight = d.weight() if d.C > 1 and kept > 1 else None
+    arguments = {
+        "gamma": d.pick(0.0, 1.0, 1.5, 2.0, 5.0),
+        "alpha": d.pick(*alphas),
+        "weight": weight,
+        "reduction": d.pick("mean", "sum", "none"),
+        "use_softmax": softmax,
+        "ignore_index": d.ignore(),
+    }
+    arguments |= d.flags  # what is drawn may change them
+    compare("FocalLoss", arguments, d, tolerance=1e-4)  # float32 inside, whatever comes
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_dice_ce(data):
+    d = Drawn(data)
+    if not d.labels and d.C > 1:
+        d.y = d.one_hot()  # what cross-entropy means by probabilities adds up to 1
+    full = [st.sampled_from([0.25, 1.0, 2.0])] * d.C
+    weight = d.draw(st.none() | st.tuples(*full)) if d.C > 1 else d.pick(None, (2.0,))
+    arguments = {
+        **d.smooth(),
+        "squared_pred": d.squared(),
+        "reduction": d.pick("mean", "sum"),
+        "batch": d.pick(True, False),
+        "weight": None if weight is None else torch.tensor(weight, dtype=torch.float64),
+        "lambda_dice": d.pick(0.0, 0.5, 1.0),
+        "lambda_ce": d.pick(0.0, 0.3, 1.0),
+        "label_smoothing": d.pick(0.0, 0.1),
+    }
+    arguments |= d.flags  # what is drawn may change them
+    compare("DiceCELoss", arguments, d)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_dice_focal(data):
+    d = Drawn(data)
+    weight = d.weight() if d.kept > 1 else None
+    arguments = {
+        **d.smooth(),
+        "squared_pred": d.squared(),
+        "reduction": d.pick("mean", "sum", "none"),
+        "batch": False,
+        "gamma": d.pick(1.0, 2.0),
+        "weight": weight,
+        "lambda_dice": d.pick(0.5, 1.0),
+        "lambda_focal": d.pick(0.3, 1.0),
+        "alpha": d.pick(None, 0.25),
+    }
+    arguments |= d.flags  # what is drawn may change them
+    compare("DiceFocalLoss", arguments, d, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["same", "exp", "two", "odd"])
+def test_deep_supervision(mode):
+    levels = [torch.randn(2, 3, s, s) for s in (8, 4, 2)]
+    y = torch.randint(0, 3, (2, 1, 8, 8)).float()
+    weights = [0.3, 0.2, 0.1] if mode == "odd" else None
+    both = []
+    for m in (monai, peers.monai()):
+        inner = m.DiceLoss(to_onehot_y=True, softmax=True)
+        leaves = [x.clone().requires_grad_() for x in levels]
+        value = m.DeepSupervisionLoss(inner, mode, weights)(leaves, y)
+        value.backward()
+        both.append((value, *[leaf.grad for leaf in leaves], inner(leaves[1], y[..., ::2, ::2])))
+        torch.testing.assert_close(m.DeepSupervisionLoss(inner)(leaves[0], y), inner(leaves[0], y))
+        with pytest.raises(ValueError, match="None"):
+            m.DeepSupervisionLoss(inner)(None, y)
+    torch.testing.assert_close(both[0], both[1])
+
+
+FUSED = [
+    ("DiceLoss", {"sigmoid": True, "squared_pred": True}, "hot"),
+    ("DiceLoss", {"softmax": True, "to_onehot_y": True, "include_background": False}, "ids"),
+    ("DiceLoss", {"softmax": True, "soft_label": True}, "soft"),
+    ("DiceLoss", {"sigmoid": True, "to_onehot_y": True, "jaccard": True, "batch": True}, "ids"),
+    ("DiceLoss", {"to_onehot_y": True}, "ids"),
+    ("TverskyLoss", {"sigmoid": True, "alpha": 0.3, "reduction": "none"}, "hot"),
+    ("FocalLoss", {"alpha": 0.25}, "soft"),
+    ("FocalLoss", {"to_onehot_y": True, "include_background": False}, "ids"),
+    ("FocalLoss", {"to_onehot_y": True, "use_softmax": True, "alpha": 0.25}, "ids"),
+    ("DiceCELoss", {"to_onehot_y": True, "softmax": True, "weight": torch.arange(1.0, 5)}, "ids"),
+    ("DiceFocalLoss", {"to_onehot_y": True, "sigmoid": True, "weight": [0.5, 1, 2, 3]}, "ids"),
+    ("DiceFocalLoss", {"to_onehot_y": True, "softmax": True}, "ids"),
+    ("GeneralizedDiceLoss", {"to_onehot_y": True, "softmax": True}, "ids"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "arguments", "kind"), FUSED)
+def test_on_the_kernels(name, arguments, kind, dtype, device, monkeypatch):
+    monkeypatch.setattr(
+        fused, "segmentation_loss", partial(ops.segmentation_loss, backend="triton")
+    )
+    x = torch.randn(2, 4, 6, 7, device=device) * 3
+    activated = "Focal" in name or arguments.keys() & {"sigmoid", "softmax"}
+    x = (x if activated else x.sigmoid()).to(dtype)
+    y = torch.randint(0, 4, (2, 1, 6, 7), device=device, dtype=torch.uint8)
+    if kind == "hot":
+        y = torch.rand(x.shape, device=device).round().to(dtype)
+    elif kind == "soft":
+        y = torch.rand(x.shape, device=device).to(dtype)
+    ours, theirs = (getattr(m, name)(**arguments).to(device) for m in (monai, peers.monai()))
+    theirs = theirs.double() if name == "DiceCELoss" else theirs
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
+    check(ours, theirs, x, y, tolerance=tolerance)
+
+
+def test_errors_as_there():
+    x, y = torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4)
+    for m in (monai, peers.monai()):
+        for name in ("DiceLoss", "TverskyLoss", "GeneralizedDiceLoss"):
+            loss = getattr(m, name)
+            with pytest.raises(ValueError, match="Incompatible values"):
+                loss(sigmoid=True, softmax=True)
+            with pytest.raises(TypeError, match="other_act"):
+                loss(other_act=1)
+            with pytest.raises(ValueError, match="median"):
+                loss(reduction="median")
+            with pytest.raises(AssertionError, match="shape"):
+                loss()(x, y)
+        with pytest.raises(ValueError, match="shape"):
+            m.FocalLoss()(x, y)
+        with pytest.raises(ValueError, match="weight"):
+            m.DiceLoss(weight=[1.0, 2.0])(x, x)
+        with pytest.raises(ValueError, match="channels"):
+            m.DiceCELoss()(x, torch.zeros(2, 2, 4, 4))
+        with pytest.raises(ValueError, match="dimensions"):
+            m.DiceFocalLoss()(x, y[:, 0])
+        with pytest.raises(ValueError, match="lambda_ce"):
+            m.DiceCELoss(lambda_ce=-1.0)
+        with pytest.raises(ValueError, match="single-channel"):
+            m.FocalLoss(weight=[1.0, 2.0])(x[:, :1], y)
+        with pytest.warns(UserWarning, match="`softmax=True` ignored"):
+            m.DiceLoss(softmax=True)(x[:, :1], y)
+
+
+def test_attributes_and_copies():
+    ours, theirs = (m.DiceLoss(sigmoid=True, weight=[1.0, 2.0]) for m in (monai, peers.monai()))
+    for name in ("include_background", "sigmoid", "smooth_nr", "batch", "reduction", "jaccard"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    x, y = torch.randn(2, 2, 4, 4), torch.rand(2, 2, 4, 4).round()
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(other(x, y), ours(x, y))
