@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import compat_pairs
 import pytest
 import torch
 from fresh import Worker
@@ -76,6 +77,23 @@ def multiclass_cases() -> list[Case]:
     return MULTICLASS if DEVICE == "cuda" else SMALL_MULTICLASS
 
 
+def compat_cases() -> list[tuple[str, str, Case]]:
+    """(loss, mode, case) of the losses under their peers' names."""
+    masks = [Case(s, "float32", "float32", True) for s in SHAPES]
+    ids = MULTICLASS[:1]
+    if DEVICE != "cuda":
+        masks = [Case(s, "float32", "float32", True) for s in SMALL_SHAPES]
+        ids = SMALL_MULTICLASS[:1]
+    found = [(name, mode_of(case), case) for case in masks for name in compat_pairs.MASKS]
+    found += [(n, "binary", c) for c in masks if c.shape[1] == 1 for n in compat_pairs.ONE_MASK]
+    return found + [(name, "multiclass", case) for case in ids for name in compat_pairs.IDS]
+
+
+def compiled_compat_cases() -> list[tuple[str, str, Case]]:
+    """(rival, loss, case): what is compiled, the peers' own; nothing without a GPU."""
+    return [("compat", name, case) for name, _, case in compat_cases()] if DEVICE == "cuda" else []
+
+
 def label_of(value: Any) -> str | None:
     """Test ids."""
     return value.label if isinstance(value, Case) else None
@@ -91,7 +109,7 @@ def workers(request: pytest.FixtureRequest) -> Iterator[dict[Any, Worker]]:
     }
     started: dict[Any, Worker] = {}
     at_once = max(1, (os.cpu_count() or 2) - 2)
-    pending = [key for key in compiled_cases() if key in chosen]
+    pending = [key for key in compiled_cases() + compiled_compat_cases() if key in chosen]
     while pending:
         batch, pending = pending[:at_once], pending[at_once:]
         new = {key: Worker(*key) for key in batch}

@@ -6,6 +6,7 @@ import importlib
 import itertools
 from collections.abc import Callable
 
+import compat_pairs
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -160,17 +161,21 @@ PEERS: dict[str, Callable[[str, str], Loss]] = {
 
 
 def rival(which: str, name: str, mode: str) -> Loss:
-    """A loss of eager PyTorch or of a peer.
+    """A loss of eager PyTorch or of a peer; "compat": the one that compat has by that name.
 
     Raises:
         ImportError: the peer is not installed.
         LookupError: the peer has no such loss.
     """
+    if which == "compat":
+        return compat_pairs.theirs(name, mode)
     return hand(name) if which == "eager" else PEERS[which](name, mode)
 
 
 def ours(name: str, mode: str) -> Loss:
-    """This library's module, with its statistics."""
+    """This library's module, with its statistics; or its compat loss of a peer's name."""
+    if compat_pairs.pair(name, mode) is not None:
+        return compat_pairs.ours(name, mode)
     if name == "ce+dice":
         weights = {"bce_weight": 0.5, "dice_weight": 0.5, "focal_weight": 0.0}
         criterion = get_loss_function("combined", mode=mode, **weights)

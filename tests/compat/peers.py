@@ -8,6 +8,8 @@ import types
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 
 
 def smp():
@@ -60,3 +62,30 @@ def check(ours, theirs, x, *rest, exact=None, tolerance=None):
     close = {"rtol": tolerance, "check_dtype": False}
     torch.testing.assert_close(value.double(), expected.double(), atol=tolerance, **close)
     torch.testing.assert_close(gradient.double(), slope.double(), atol=least, **close)
+
+
+DTYPES = {"cpu": [torch.float64, torch.float32], "cuda": [torch.float32, torch.bfloat16]}
+
+
+def drawn(case, examples, device="cpu", start=None):
+    """Run `case(draw, device)` on drawn arguments; from the seed `start`, else from a new one."""
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def run(data):
+        case(data.draw, device)
+
+    (run if start is None else seed(start)(run))()
+
+
+def on_gpu(cases, name):
+    """A test of the cases through the kernels; in parts, because each example compiles its own."""
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("part", range(5))
+    @pytest.mark.parametrize("case", cases, ids=lambda case: case.__name__)
+    def test(case, part):
+        drawn(case, 8, "cuda", part)
+
+    test.__name__ = test.__qualname__ = name
+    return test

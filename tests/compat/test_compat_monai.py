@@ -8,9 +8,8 @@ from functools import partial
 import peers
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import check, signature
+from peers import DTYPES, check, signature
 
 from fastseg_losses import ops
 from fastseg_losses.compat import fused, monai
@@ -29,14 +28,14 @@ def test_signature(name):
 class Drawn:
     """A call that the peer takes: flags, logits or probabilities, targets."""
 
-    def __init__(self, data, activations=("sigmoid", "softmax", "none", "other")):
-        draw = self.draw = data.draw
-        self.C = draw(st.integers(1, 4))
+    def __init__(self, draw, device, activations=("sigmoid", "softmax", "none", "other")):
+        self.draw, self.device = draw, device
+        self.C = draw(st.integers(1, 4) if device == "cpu" else st.sampled_from([1, 3]))
         N, space = (
             draw(st.integers(1, 3)),
             draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)),
         )
-        self.dtype = draw(st.sampled_from([torch.float64, torch.float32]))
+        self.dtype = draw(st.sampled_from(DTYPES[device]))
         g = self.generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
         self.x = (torch.randn((N, self.C, *space), generator=g) * 3).to(self.dtype)
         self.labels = draw(st.booleans()) and self.C > 1
@@ -65,6 +64,10 @@ class Drawn:
     def kept(self):
         """Channels with a loss."""
         return self.C - (not self.flags["include_background"] and self.C > 1)
+
+    def rough(self, tolerance):
+        """A tolerance above the dtype's own."""
+        return tolerance if self.dtype != torch.bfloat16 else None
 
     def pick(self, *values):
         return self.draw(st.sampled_from(values))
@@ -121,14 +124,13 @@ def compare(name, arguments, drawn, *rest, tolerance=None):
         tolerance = tolerance or 1e-6  # the peer's one-hot targets are float32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ours = getattr(monai, name)(**arguments)
-        check(ours, theirs, drawn.x, drawn.y, *rest, tolerance=tolerance)
+        ours = getattr(monai, name)(**arguments).to(drawn.device)
+        tensors = (each.to(drawn.device) for each in (drawn.x, drawn.y, *rest))
+        check(ours, theirs.to(drawn.device), *tensors, tolerance=tolerance)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_dice(data):
-    d = Drawn(data)
+def dice(draw, device):
+    d = Drawn(draw, device)
     arguments = {
         **d.smooth(),
         "squared_pred": d.squared(),
@@ -143,10 +145,8 @@ def test_dice(data):
     compare("DiceLoss", arguments, d)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_masked_dice(data):
-    d = Drawn(data)
+def masked_dice(draw, device):
+    d = Drawn(draw, device)
     arguments = {
         **d.smooth(),
         "squared_pred": d.squared(),
@@ -160,10 +160,8 @@ def test_masked_dice(data):
     compare("MaskedDiceLoss", arguments, d, mask)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_tversky(data):
-    d = Drawn(data)
+def tversky(draw, device):
+    d = Drawn(draw, device)
     arguments = {
         **d.smooth(),
         "alpha": d.pick(0.0, 0.3, 1.0),
@@ -177,10 +175,8 @@ def test_tversky(data):
     compare("TverskyLoss", arguments, d)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_generalized_dice(data):
-    d = Drawn(data)
+def generalized_dice(draw, device):
+    d = Drawn(draw, device)
     arguments = {
         "smooth_nr": d.pick(1e-5, 0.5),
         "smooth_dr": d.pick(1e-5, 1.0),
@@ -190,13 +186,11 @@ def test_generalized_dice(data):
         "soft_label": d.soft_label(),
     }
     arguments |= d.flags  # what is drawn may change them
-    compare("GeneralizedDiceLoss", arguments, d, tolerance=1e-5)  # its weights are float32
+    compare("GeneralizedDiceLoss", arguments, d, tolerance=d.rough(1e-5))  # its weights are float32
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_focal(data):
-    d = Drawn(data, activations=("none",))
+def focal(draw, device):
+    d = Drawn(draw, device, activations=("none",))
     d.x = (torch.randn(d.x.shape, generator=d.generator) * 3).to(d.dtype)
     softmax = d.pick(True, False)
     kept = d.kept
@@ -211,13 +205,11 @@ def test_focal(data):
         "ignore_index": d.ignore(),
     }
     arguments |= d.flags  # what is drawn may change them
-    compare("FocalLoss", arguments, d, tolerance=1e-4)  # float32 inside, whatever comes
+    compare("FocalLoss", arguments, d, tolerance=d.rough(1e-4))  # float32 inside, whatever comes
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_dice_ce(data):
-    d = Drawn(data)
+def dice_ce(draw, device):
+    d = Drawn(draw, device)
     if not d.labels and d.C > 1:
         d.y = d.one_hot()  # what cross-entropy means by probabilities adds up to 1
     full = [st.sampled_from([0.25, 1.0, 2.0])] * d.C
@@ -236,10 +228,8 @@ def test_dice_ce(data):
     compare("DiceCELoss", arguments, d)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_dice_focal(data):
-    d = Drawn(data)
+def dice_focal(draw, device):
+    d = Drawn(draw, device)
     weight = d.weight() if d.kept > 1 else None
     arguments = {
         **d.smooth(),
@@ -253,7 +243,18 @@ def test_dice_focal(data):
         "alpha": d.pick(None, 0.25),
     }
     arguments |= d.flags  # what is drawn may change them
-    compare("DiceFocalLoss", arguments, d, tolerance=1e-4)
+    compare("DiceFocalLoss", arguments, d, tolerance=d.rough(1e-4))
+
+
+DRAWN = [dice, masked_dice, tversky, generalized_dice, focal, dice_ce, dice_focal]
+
+
+@pytest.mark.parametrize("case", DRAWN, ids=lambda case: case.__name__)
+def test_drawn_arguments(case):
+    peers.drawn(case, 250)
+
+
+test_drawn_arguments_on_the_gpu = peers.on_gpu(DRAWN, "test_drawn_arguments_on_the_gpu")
 
 
 @pytest.mark.parametrize("mode", ["same", "exp", "two", "odd"])

@@ -3,14 +3,14 @@
 import inspect
 from functools import partial
 
+import peers
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import check
+from peers import DTYPES, check
 
 from fastseg_losses import ops
 from fastseg_losses.compat import fused, nnunet
@@ -76,11 +76,10 @@ def test_signatures():
     assert parameters(nnunet.DeepSupervisionWrapper) == expected
 
 
-@st.composite
-def volumes(draw):
-    N, C = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+def volume(draw, device):
+    N, C = draw(st.integers(1, 3)), draw(st.integers(1, 4) if device == "cpu" else st.just(3))
     space = tuple(draw(st.lists(st.integers(1, 5), min_size=2, max_size=3)))
-    dtype = draw(st.sampled_from([torch.float64, torch.float32]))
+    dtype = draw(st.sampled_from(DTYPES[device]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
     x = (torch.randn((N, C, *space), generator=generator) * 3).to(dtype)
     return x, generator
@@ -94,15 +93,17 @@ def dice_kwargs(draw):
     }
 
 
+def quarters(shape, generator):
+    """Weights that every dtype holds."""
+    return (torch.rand(shape, generator=generator) * 8).round() / 4 + 0.25
+
+
 def squashed(x):
     return torch.tanh(x).abs()
 
 
-@settings(max_examples=200, deadline=None)
-@given(volumes(), st.data())
-def test_soft_dice(volume, data):
-    x, generator = volume
-    draw = data.draw
+def soft_dice_case(draw, device):
+    x, generator = volume(draw, device)
     kwargs = dice_kwargs(draw)
     choices = [torch.sigmoid, nnunet.softmax_helper_dim1, None, squashed]
     nonlin = draw(st.sampled_from(choices))
@@ -122,16 +123,14 @@ def test_soft_dice(volume, data):
         x = x.sigmoid()
     efficient = nnunet.MemoryEfficientSoftDiceLoss(nonlin, **kwargs)
     theirs = partial(soft_dice, nonlin=nonlin, **kwargs)
-    check(efficient, theirs, x, y, mask)
+    tensors = [None if each is None else each.to(device) for each in (x, y, mask)]
+    check(efficient, theirs, *tensors)
     kwargs["clip_tp"] = draw(st.sampled_from([None, 0.5]))
-    check(nnunet.SoftDiceLoss(nonlin, **kwargs), partial(theirs, **kwargs), x, y, mask)
+    check(nnunet.SoftDiceLoss(nonlin, **kwargs), partial(theirs, **kwargs), *tensors)
 
 
-@settings(max_examples=200, deadline=None)
-@given(volumes(), st.data())
-def test_dc_and_ce(volume, data):
-    x, generator = volume
-    draw = data.draw
+def dc_and_ce_case(draw, device):
+    x, generator = volume(draw, device)
     if x.shape[1] == 1:
         x = torch.cat([x, -x], 1)
     dice = dice_kwargs(draw)
@@ -141,7 +140,7 @@ def test_dc_and_ce(volume, data):
     }
     ce = {"label_smoothing": draw(st.sampled_from([0.0, 0.1]))}
     if draw(st.booleans()):
-        ce["weight"] = torch.rand(x.shape[1], generator=generator) + 0.5
+        ce["weight"] = quarters(x.shape[1:2], generator)
     shape = (x.shape[0], 1, *x.shape[2:])
     y = torch.randint(0, x.shape[1], shape, generator=generator).float()
     ignore = draw(st.sampled_from([None, x.shape[1], 0]))
@@ -154,14 +153,11 @@ def test_dc_and_ce(volume, data):
         cast = {k: v.to(x) if isinstance(v, torch.Tensor) else v for k, v in ce.items()}
         return dc_and_ce(x, y, dice, cast, ignore=ignore, **weights)
 
-    check(ours, theirs, x, y)
+    check(ours.to(device), theirs, x.to(device), y.to(device))
 
 
-@settings(max_examples=150, deadline=None)
-@given(volumes(), st.data())
-def test_dc_and_bce(volume, data):
-    x, generator = volume
-    draw = data.draw
+def dc_and_bce_case(draw, device):
+    x, generator = volume(draw, device)
     dice = dice_kwargs(draw)
     dice["do_bg"] = dice["do_bg"] or x.shape[1] == 1
     ignore = draw(st.booleans())
@@ -170,7 +166,7 @@ def test_dc_and_bce(volume, data):
     y = torch.rand(shape, generator=generator).round()
     pos_weight = None
     if draw(st.booleans()):
-        pos_weight = torch.rand((x.shape[1], *(1,) * (x.dim() - 2)), generator=generator) + 0.5
+        pos_weight = quarters((x.shape[1], *(1,) * (x.dim() - 2)), generator)
     bce = {} if pos_weight is None else {"pos_weight": pos_weight}
     ours = nnunet.DC_and_BCE_loss(bce, dice, use_ignore_label=ignore, **weights)
     if ours.ce.pos_weight is not None:
@@ -180,7 +176,18 @@ def test_dc_and_bce(volume, data):
         positive = None if pos_weight is None else pos_weight.to(x)
         return dc_and_bce(x, y, dice, ignore=ignore, pos_weight=positive, **weights)
 
-    check(ours, theirs, x, y)
+    check(ours.to(device), theirs, x.to(device), y.to(device))
+
+
+DRAWN = [soft_dice_case, dc_and_ce_case, dc_and_bce_case]
+
+
+@pytest.mark.parametrize("case", DRAWN, ids=lambda case: case.__name__)
+def test_drawn_arguments(case):
+    peers.drawn(case, 200)
+
+
+test_drawn_arguments_on_the_gpu = peers.on_gpu(DRAWN, "test_drawn_arguments_on_the_gpu")
 
 
 def test_deep_supervision():

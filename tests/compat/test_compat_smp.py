@@ -7,9 +7,8 @@ from functools import partial
 import peers
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import check, signature
+from peers import DTYPES, check, signature
 
 from fastseg_losses import ops
 from fastseg_losses.compat import fused, smp
@@ -24,14 +23,13 @@ def test_signature(name):
     assert signature(getattr(smp, name)) == signature(getattr(peers.smp(), name))
 
 
-@st.composite
-def batches(draw, modes=MODES, device="cpu"):
+def batch(draw, device, modes=MODES):
     """A mode, C, logits and targets of a shape and dtype that the peer takes in it."""
     mode = draw(st.sampled_from(modes))
     space = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
     N = draw(st.integers(1, 3))
-    C = 1 if mode == "binary" else draw(st.integers(2, 5))
-    dtype = draw(st.sampled_from([torch.float64, torch.float32]))
+    C = 1 if mode == "binary" else draw(st.integers(2, 5) if device == "cpu" else st.just(3))
+    dtype = draw(st.sampled_from(DTYPES[device]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
     x = (torch.randn((N, C, *space), generator=generator) * 3).to(dtype)
     ignore = draw(st.sampled_from(IGNORED))
@@ -58,11 +56,14 @@ def probabilities(mode, x):
     return torch.softmax(x, 1) if mode == "multiclass" else torch.sigmoid(x)
 
 
-@settings(max_examples=250, deadline=None)
-@given(batches(), st.sampled_from(["DiceLoss", "JaccardLoss", "TverskyLoss"]), st.data())
-def test_regions(batch, name, data):
-    mode, C, x, y, ignore = batch
-    draw = data.draw
+def weights_of(draw, C):
+    every = st.sampled_from([0.25, 0.5, 1.0, 2.0])
+    return draw(st.none() | st.lists(every, min_size=C, max_size=C))
+
+
+def regions(draw, device):
+    mode, C, x, y, ignore = batch(draw, device)
+    name = draw(st.sampled_from(["DiceLoss", "JaccardLoss", "TverskyLoss"]))
     arguments = {
         "log_loss": draw(st.booleans()),
         "from_logits": draw(st.booleans()),
@@ -73,8 +74,7 @@ def test_regions(batch, name, data):
     if mode != "binary":
         subsets = st.lists(st.integers(0, C - 1), min_size=1, max_size=C)
         arguments["classes"] = draw(st.none() | subsets)
-        weights = st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0]), min_size=C, max_size=C)
-        arguments["class_weights"] = draw(st.none() | weights)
+        arguments["class_weights"] = weights_of(draw, C)
     if name == "TverskyLoss":
         for key in ("alpha", "beta"):
             arguments[key] = draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]))
@@ -85,11 +85,8 @@ def test_regions(batch, name, data):
     check(ours, theirs, x, y)
 
 
-@settings(max_examples=250, deadline=None)
-@given(batches(), st.data())
-def test_focal(batch, data):
-    mode, C, x, y, ignore = batch
-    draw = data.draw
+def focal(draw, device):
+    mode, C, x, y, ignore = batch(draw, device)
     if mode == "multilabel":
         y, ignore = torch.where(y == ignore, 0, y) if ignore else y, None  # IndexError in the peer
     if mode == "multiclass" and y.dim() == x.dim():
@@ -104,23 +101,18 @@ def test_focal(batch, data):
         "ignore_index": ignore,
     }
     if mode != "binary" and arguments["reduction"] in ("mean", "sum"):
-        weights = st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0]), min_size=C, max_size=C)
-        arguments["class_weights"] = draw(st.none() | weights)
+        arguments["class_weights"] = weights_of(draw, C)
     if ignore is not None and bool((y == ignore).all()):
         y.view(-1)[0] = 0  # NaN in the peer
     if not arguments["from_logits"]:
         x = probabilities(mode, x)
     ours, theirs = (m.FocalLoss(mode, **arguments) for m in (smp, peers.smp()))
-    check(ours, theirs, x, y, tolerance=None if x.dtype == torch.float64 else 1e-4)
+    check(ours, theirs, x, y, tolerance=1e-4 if x.dtype == torch.float32 else None)
 
 
-@settings(max_examples=150, deadline=None)
-@given(batches(["binary", "multilabel"]), st.data())
-def test_soft_bce(batch, data):
-    mode, C, x, y, ignore = batch
-    draw = data.draw
-    shapes = [None, (1,), (C, *(1,) * (x.dim() - 2))]
-    positive = draw(st.sampled_from(shapes))
+def soft_bce(draw, device):
+    mode, C, x, y, ignore = batch(draw, device, ["binary", "multilabel"])
+    positive = draw(st.sampled_from([None, (1,), (C, *(1,) * (x.dim() - 2))]))
     weight = draw(st.sampled_from([None, x.shape[-1:]]))
     arguments = {
         "weight": None if weight is None else torch.rand(weight).double(),
@@ -130,17 +122,15 @@ def test_soft_bce(batch, data):
         "pos_weight": None if positive is None else torch.rand(positive).double() + 0.5,
     }
     y = y.to(x.dtype)  # the peer takes nothing else
-    ours, theirs = (m.SoftBCEWithLogitsLoss(**arguments) for m in (smp, peers.smp()))
-    check(ours, theirs, x, y)
+    both = (m.SoftBCEWithLogitsLoss(**arguments).to(device) for m in (smp, peers.smp()))
+    check(*both, x, y)
 
 
-@settings(max_examples=150, deadline=None)
-@given(batches(["multiclass"]), st.data())
-def test_soft_ce(batch, data):
-    mode, C, x, y, ignore = batch
+def soft_ce(draw, device):
+    mode, C, x, y, ignore = batch(draw, device, ["multiclass"])
     arguments = {
-        "reduction": data.draw(st.sampled_from(["mean", "sum", "none"])),
-        "smooth_factor": data.draw(st.sampled_from([0.0, 0.1, 1.0])),
+        "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
+        "smooth_factor": draw(st.sampled_from([0.0, 0.1, 1.0])),
         "ignore_index": ignore,
     }
     ours, theirs = (m.SoftCrossEntropyLoss(**arguments) for m in (smp, peers.smp()))
@@ -150,6 +140,16 @@ def test_soft_ce(batch, data):
     y = y[:, 0] if y.dim() == x.dim() else y
     check(ours, theirs, x.movedim(1, -1), y)
 
+
+DRAWN = [regions, focal, soft_bce, soft_ce]
+
+
+@pytest.mark.parametrize("case", DRAWN, ids=lambda case: case.__name__)
+def test_drawn_arguments(case):
+    peers.drawn(case, 250)
+
+
+test_drawn_arguments_on_the_gpu = peers.on_gpu(DRAWN, "test_drawn_arguments_on_the_gpu")
 
 FUSED = [
     (name, mode, arguments)
