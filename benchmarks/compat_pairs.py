@@ -119,6 +119,8 @@ def _loss(module: Any, found: Pair, mode: str) -> Loss:
             return t.long() if found.library == "smp" else t[:, None]
         return t.to(x.dtype)
 
+    if len(parts) > 1 and hasattr(module, "SumLoss"):
+        parts = [module.SumLoss(*parts)]
     if len(parts) == 1:
         return lambda x, t: parts[0](x, targets(x, t))
     return lambda x, t: parts[0](x, targets(x, t)) + parts[1](x, targets(x, t))

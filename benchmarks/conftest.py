@@ -90,8 +90,18 @@ def compat_cases() -> list[tuple[str, str, Case]]:
 
 
 def compiled_compat_cases() -> list[tuple[str, str, Case]]:
-    """(rival, loss, case): what is compiled, the peers' own; nothing without a GPU."""
-    return [("compat", name, case) for name, _, case in compat_cases()] if DEVICE == "cuda" else []
+    """(rival, loss, case): what is compiled, the peers' own; nothing without a GPU.
+
+    All at the large sizes, some at the smallest: each takes a process and half a minute.
+    """
+    if DEVICE != "cuda":
+        return []
+    small = ("smp Dice", "smp Focal", "smp SoftBCE", "MONAI GeneralizedDice", "MONAI DiceFocal")
+    return [
+        ("compat", name, case)
+        for name, _, case in compat_cases()
+        if case.ids or case.shape == LARGE or (case.shape == SHAPES[2] and name in small)
+    ]
 
 
 def label_of(value: Any) -> str | None:

@@ -83,8 +83,16 @@ def fused(
     )
     logits, targets, valid, class_weights, vector = (*inputs, None, None, None)[:5]
     assert logits is not None and targets is not None
+    kind = computed_in(logits)
+    class_weights = None if class_weights is None else class_weights.to(kind)
+    vector = None if vector is None else vector.to(kind)
     loss, _ = segmentation_loss(spec, (logits, targets, valid, class_weights, vector))
     return loss
+
+
+def computed_in(logits: Tensor) -> torch.dtype:
+    """Float32 but for float64 logits."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def reduced(each: Tensor, reduction: str | None) -> Tensor:

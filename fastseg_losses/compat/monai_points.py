@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from fastseg_losses import reference
+from fastseg_losses.compat.fused import computed_in
 from fastseg_losses.compat.monai_inputs import (
     Call,
     check_reduction,
@@ -169,7 +170,7 @@ class FocalLoss(_Loss):
         classes = torch.arange(C, device=input.device).reshape(-1, *(1,) * len(space))
         t = target if one else target.long() == classes
         dropped = 0 if self.include_background or C == 1 else 1
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        dtype = computed_in(input)
         x, t = input[:, dropped:].to(dtype), t[:, dropped:].to(dtype)
         if mask is not None:
             x, t = torch.where(mask, x, 0.0), torch.where(mask, t, 0.0)

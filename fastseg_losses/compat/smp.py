@@ -1,10 +1,7 @@
 """`segmentation_models_pytorch.losses`, release 0.6.0, without Lovasz and MCC."""
 
-from fastseg_losses.compat.smp_points import (
-    FocalLoss,
-    SoftBCEWithLogitsLoss,
-    SoftCrossEntropyLoss,
-)
+from fastseg_losses.compat.smp_entropies import SoftBCEWithLogitsLoss, SoftCrossEntropyLoss
+from fastseg_losses.compat.smp_focal import FocalLoss
 from fastseg_losses.compat.smp_regions import (
     BINARY_MODE,
     MULTICLASS_MODE,
@@ -13,6 +10,7 @@ from fastseg_losses.compat.smp_regions import (
     JaccardLoss,
     TverskyLoss,
 )
+from fastseg_losses.compat.smp_sum import SumLoss
 
 __all__ = [
     "BINARY_MODE",
@@ -23,5 +21,6 @@ __all__ = [
     "JaccardLoss",
     "SoftBCEWithLogitsLoss",
     "SoftCrossEntropyLoss",
+    "SumLoss",
     "TverskyLoss",
 ]

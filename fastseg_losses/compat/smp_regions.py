@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from fastseg_losses.compat.fused import flat, fused
+from fastseg_losses.compat.fused import Region, flat, fused
 
 BINARY_MODE = "binary"
 MULTICLASS_MODE = "multiclass"
@@ -48,6 +48,17 @@ def by_mode(mode: str, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     if y_true.is_floating_point():
         y_true = y_true.long()
     return y_pred, y_true.reshape(y_pred.shape[0], -1)
+
+
+def sums_of(y_true: Tensor, from_logits: bool) -> dict[str, Any]:
+    """How the sums of the region losses are taken, and which classes count.
+
+    min(p, t) is p t where targets are hard, but for probabilities that are exactly 0 or 1. A class
+    without a target loses nothing and counts in the mean.
+    """
+    soft = y_true.is_floating_point() or not from_logits
+    overlap = "minimum" if soft else "product"
+    return {"batch": True, "absent": "zero", "overlap": overlap}
 
 
 class _RegionLoss(_Loss):
@@ -98,6 +109,18 @@ class _RegionLoss(_Loss):
             return self._hooked(self._each(y_pred, y_true, "none"))
         return self._each(y_pred, y_true, "mean", weights)
 
+    def term(self, weight: float) -> Region:
+        """The region term that this loss is."""
+        smooth, last = float(self.smooth), (float(self.eps), 1.0)
+        numbers = (*self._numbers(), smooth, 1.0, bool(self.log_loss), smooth)
+        return ("tversky", weight, *numbers, *last)
+
+    def is_plain(self) -> bool:
+        """Whether the loss is that term's mean over all classes."""
+        power = getattr(self, "gamma", 1.0)
+        unweighted = self.classes is None and self.class_weights is None
+        return unweighted and power == 1.0 and not self._is_hooked()
+
     def _numbers(self) -> tuple[float, float]:
         raise NotImplementedError
 
@@ -112,21 +135,15 @@ class _RegionLoss(_Loss):
         self, y_pred: Tensor, y_true: Tensor, reduction: str, weights: Tensor | None = None
     ) -> Tensor:
         """The loss of each class over the batch, or their mean."""
-        # A class may be empty in one loss only: it loses nothing there, and counts in the mean.
-        term = ("tversky", 1.0, *self._numbers(), float(self.smooth), 1.0, bool(self.log_loss))
         y_pred, y_true = by_mode(self.mode, y_pred, y_true)
-        # min(p, t) is p t where targets are hard, but for probabilities that are exactly one
-        soft = y_true.is_floating_point() or not self.from_logits
         return fused(
             (y_pred, y_true, None, weights),
             self.mode,
-            regions=((*term, float(self.smooth), float(self.eps), 1.0),),
+            regions=(self.term(1.0),),
             reduction=reduction,
             ignore_index=self.ignore_index,
-            batch=True,
-            absent="zero",
             activation=None if self.from_logits else "identity",
-            overlap="minimum" if soft else "product",
+            **sums_of(y_true, self.from_logits),
         )
 
     def _weights(self, y_pred: Tensor) -> Tensor | None:

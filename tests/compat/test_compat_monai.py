@@ -25,6 +25,10 @@ def test_signature(name):
     assert signature(getattr(monai, name)) == signature(getattr(peers.monai(), name))
 
 
+def squashed(x):
+    return torch.tanh(x).abs()
+
+
 class Drawn:
     """A call that the peer takes: flags, logits or probabilities, targets."""
 
@@ -44,11 +48,11 @@ class Drawn:
             "include_background": draw(st.booleans()),
             "to_onehot_y": self.labels,
         }
-        if act == "none":
+        if act == "none" or (act == "softmax" and self.C == 1):
             self.x = self.x.sigmoid()
-        elif act == "other":
-            self.flags["other_act"] = torch.tanh
-        else:
+        if act == "other":
+            self.flags["other_act"] = squashed
+        elif act != "none":
             self.flags[act] = True
         if self.labels:
             kind = draw(st.sampled_from([torch.long, torch.uint8, self.dtype]))

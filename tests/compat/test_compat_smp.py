@@ -13,7 +13,7 @@ from peers import DTYPES, check, signature
 from fastseg_losses import ops
 from fastseg_losses.compat import fused, smp
 
-NAMES = [n for n in smp.__all__ if n.endswith("Loss")]
+NAMES = [n for n in smp.__all__ if n.endswith("Loss") and n != "SumLoss"]
 MODES = ["binary", "multilabel", "multiclass"]
 IGNORED = [None, 1, 255, -100]
 
@@ -141,7 +141,36 @@ def soft_ce(draw, device):
     check(ours, theirs, x.movedim(1, -1), y)
 
 
-DRAWN = [regions, focal, soft_bce, soft_ce]
+def several(draw, device):
+    """Losses at once against the sum of the peer's."""
+    mode, C, x, y, ignore = batch(draw, device)
+    if mode == "multilabel":
+        y, ignore = torch.where(y == ignore, 0, y) if ignore else y, None  # IndexError in the peer
+    if mode == "multiclass" and y.dim() == x.dim():
+        y = y[:, 0]
+    if ignore is not None and bool((y == ignore).all()):
+        y.view(-1)[0] = 0  # NaN in the peer
+    names = draw(st.lists(st.sampled_from(NAMES[:-2]), min_size=1, max_size=4))
+    names = [n for n in names if not n.startswith("Soft")] or ["FocalLoss"]
+    weights = [draw(st.sampled_from([0.25, 1.0])) for _ in names]
+    more = {"smooth": 1.0} if draw(st.booleans()) else {}
+    both = []
+    for m in (smp, peers.smp()):
+        losses = []
+        for name in names:
+            arguments = {"alpha": 0.3} if name in ("FocalLoss", "TverskyLoss") else {}
+            arguments |= more if name != "FocalLoss" else {}
+            losses.append(getattr(m, name)(mode, ignore_index=ignore, **arguments))
+        both.append(losses)
+    ours = smp.SumLoss(*both[0], weights=weights)
+
+    def theirs(x, y):
+        return sum(w * loss(x, y) for w, loss in zip(weights, both[1], strict=True))
+
+    check(ours, theirs, x, y, tolerance=1e-4 if x.dtype == torch.float32 else None)
+
+
+DRAWN = [regions, focal, soft_bce, soft_ce, several]
 
 
 @pytest.mark.parametrize("case", DRAWN, ids=lambda case: case.__name__)
@@ -188,6 +217,23 @@ def test_on_the_kernels(name, mode, arguments, dtype, device, monkeypatch):
             y = y.to(dtype)
         theirs = getattr(peers.smp(), name)(*given, **arguments)
         check(getattr(smp, name)(*given, **arguments), theirs, x, y)
+
+
+def test_sums_that_agree_take_one_call(monkeypatch):
+    calls = []
+
+    def counted(*inputs, **rest):
+        calls.append(inputs)
+        return ops.segmentation_loss(*inputs, **rest)
+
+    monkeypatch.setattr(fused, "segmentation_loss", counted)
+    x, y = torch.randn(2, 1, 4, 4), torch.rand(2, 1, 4, 4).round()
+    smp.SumLoss(smp.DiceLoss("binary"), smp.FocalLoss("binary"), smp.JaccardLoss("binary"))(x, y)
+    assert len(calls) == 1
+    smp.SumLoss(smp.DiceLoss("binary"), smp.TverskyLoss("binary", gamma=2.0))(x, y)
+    assert len(calls) == 3
+    with pytest.raises(ValueError, match="weights: expected one for each of 1 losses, got 2"):
+        smp.SumLoss(smp.DiceLoss("binary"), weights=(1.0, 2.0))
 
 
 class Largest(smp.DiceLoss):
