@@ -15,7 +15,7 @@ from fastseg_losses.inputs import (
     is_soft,
     target_strides,
 )
-from fastseg_losses.spec import LossSpec
+from fastseg_losses.spec import LossSpec, RegionTerm
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
@@ -148,6 +148,8 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     gpu = launch.Device(multiprocessors, ptx, hopper)
     weighted = (class_weights is not None, pos_weight is not None)
     formula = _formula(spec, *weighted, hard=kind != "soft")
+    if formula.absent == "all" and not weighted[0] and valid is None and spec.ignore_index is None:
+        formula = formula._replace(absent="keep")  # where every pixel counts they are the same
     if multiclass:
         return multiclass_plan.ClassPlan(layout, formula, gpu)
     plan = launch.Plan(layout, formula, gpu)
@@ -159,6 +161,11 @@ def _kind_of(dtype: torch.dtype) -> str:
     if dtype.is_floating_point:
         return "soft"
     return "signed" if dtype.is_signed else "unsigned"
+
+
+def _form_of(term: RegionTerm) -> str:
+    form = "log" if term.log_loss else "linear"
+    return form if term.gamma == 1 else f"{form} power"
 
 
 def _formula(spec: LossSpec, class_weighted: bool, has_pos_weight: bool, *, hard: bool) -> Any:
@@ -184,16 +191,15 @@ def _formula(spec: LossSpec, class_weighted: bool, has_pos_weight: bool, *, hard
             gamma = term.gamma
             if term.alpha is not None:
                 alpha_neg, alpha_pos = 1.0 - term.alpha, term.alpha
-            if hard or spec.softmax or term.miss == "product":  # of hard targets all are one
-                names.append("focal_squared" if gamma == 2.0 else "focal")
-            else:
-                names.append(f"focal_{term.miss}")
+            # of hard targets all kinds are one
+            kind = "" if hard or spec.softmax or term.miss == "product" else f"_{term.miss}"
+            names.append(f"focal{kind}_squared" if gamma == 2.0 else f"focal{kind}")
     return launch.Formula(
         points=tuple(names),
         point_weights=tuple(term.weight for term in spec.points),
         region_weights=tuple(term.weight for term in spec.regions),
         region_params=tuple(term.numbers for term in spec.regions),
-        logs=tuple(term.log_loss for term in spec.regions),
+        forms=tuple(_form_of(term) for term in spec.regions),
         term_params=(alpha_neg, alpha_pos, gamma, smoothing),
         reduction=spec.reduction,
         batch=spec.batch,

@@ -54,34 +54,35 @@ BLOCK_G = tl.constexpr(64)  # groups read at once
 
 
 @triton.jit
-def region_term(overlap, mass, target, term, LOG: tl.constexpr):
+def region_term(overlap, mass, target, term, FORM: tl.constexpr):
     """A region term of one group, and its derivatives with respect to I and P.
 
-    ((offset - score) or -log(score)) ** gamma, where the score is
-    (I + s) / max((1 - a - b) I + a P + b T + s', floor).
+    (offset - score) ** gamma or (-log(score)) ** gamma, where the score is
+    (I + s) / max((1 - a - b) I + a P + b T + s', floor). The single launch waits for it once a
+    step, so the usual form has no power and one division.
     """
     alpha, beta, smooth, smooth_dr, gamma, floor, offset = term
-    top = overlap + smooth
     whole = (1.0 - alpha - beta) * overlap + alpha * mass + beta * target + smooth_dr
     floored = (floor > 0.0) & (whole <= floor)
     empty = (whole == 0.0) & (floor <= 0.0)
-    low = floored | empty
-    whole = tl.where(empty, 1.0, tl.where(floored, floor, whole))
-    score = tl.where(empty, 1.0, top / whole)
-    d_overlap = (1.0 - tl.where(low, 0.0, score * (1.0 - alpha - beta))) / whole
-    d_overlap = tl.where(empty, 0.0, d_overlap)
-    d_mass = tl.where(low, 0.0, -score * alpha / whole)
-    if LOG:
+    inverse = 1.0 / tl.where(empty, 1.0, tl.where(floored, floor, whole))
+    score = tl.where(empty, 1.0, (overlap + smooth) * inverse)
+    through = tl.where(floored, 0.0, score)  # what moves with the denominator
+    d_overlap = tl.where(empty, 0.0, (1.0 - through * (1.0 - alpha - beta)) * inverse)
+    d_mass = tl.where(empty, 0.0, -through * alpha * inverse)
+    if FORM == "log" or FORM == "log power":
         least = tl.where(floor > 0.0, floor, SCORE_FLOOR)
         base = -tl.log2(tl.maximum(score, least)) * LN2
-        d_base = tl.where(score >= least, -1.0 / tl.maximum(score, least), 0.0)
+        slope = tl.where(score >= least, -1.0 / tl.maximum(score, least), 0.0)
     else:
         base = offset - score
-        d_base = -1.0
-    # base ** gamma, a straight line below the floor, where gamma < 1 has no finite slope.
-    power = tl.exp2((gamma - 1.0) * tl.log2(tl.maximum(base, SCORE_FLOOR)))
-    slope = d_base * power * tl.where(base >= SCORE_FLOOR, gamma, 1.0)
-    return base * power, slope * d_overlap, slope * d_mass
+        slope = -1.0
+    if FORM == "log power" or FORM == "linear power":
+        # base ** gamma, a straight line below the floor, where gamma < 1 has no finite slope.
+        power = tl.exp2((gamma - 1.0) * tl.log2(tl.maximum(base, SCORE_FLOOR)))
+        slope *= power * tl.where(base >= SCORE_FLOOR, gamma, 1.0)
+        base *= power
+    return base, slope * d_overlap, slope * d_mass
 
 
 @triton.jit
@@ -142,7 +143,7 @@ def finish_group(
     region_params,
     # constexprs
     NUM_POINT: tl.constexpr,
-    LOGS: tl.constexpr,
+    FORMS: tl.constexpr,
     REDUCTION: tl.constexpr,
     ABSENT: tl.constexpr,
 ):
@@ -164,8 +165,8 @@ def finish_group(
     loss = 0.0
     d_overlap = 0.0
     d_mass = 0.0
-    for r in tl.static_range(len(LOGS)):
-        value, di, dp = region_term(overlap, mass, target, region_params[r], LOGS[r])
+    for r in tl.static_range(len(FORMS)):
+        value, di, dp = region_term(overlap, mass, target, region_params[r], FORMS[r])
         # where, not a product: a group that does not count may hold inf or NaN.
         value = tl.where(loses, value, 0.0)
         record = tl.where(column == FIRST_REGION + r, value, record)

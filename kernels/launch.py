@@ -57,7 +57,7 @@ class Formula(NamedTuple):
     point_weights: tuple[float, ...]
     region_weights: tuple[float, ...]
     region_params: tuple[tuple[float, ...], ...]  # spec.RegionTerm.numbers
-    logs: tuple[bool, ...]
+    forms: tuple[str, ...]  # of the region terms: "linear" or "log", "... power" if gamma is not 1
     term_params: tuple[float, float, float, float]  # alpha_neg, alpha_pos, gamma, smoothing
     reduction: str
     batch: bool
@@ -144,7 +144,7 @@ class Plan:
             "ALIGNED": unit and aligned,
             "PTX": device.ptx,
         }
-        self.num_counters = 1 + self.groups
+        self.num_counters = 1 + self.groups + (pairs if formula.batch else 0)
         self.counters: dict[int, Any] = {}  # by stream
         self.single: Any = None  # see single_plan.py
         self._forward: Launcher | None = None
@@ -183,7 +183,7 @@ class Plan:
         constexprs = {
             "TERMS": (*sums, *(terms.POINTWISE[name] for name in f.points)),
             "COLUMNS": columns,
-            "LOGS": f.logs,
+            "FORMS": f.forms,
             "REDUCTION": f.reduction,
             "ABSENT": f.absent,
             "ROWS": tile.rows,

@@ -130,7 +130,7 @@ class ClassPlan(Plan):
             "TERMS": self._terms(),
             "BALANCED": f.balanced,
             "COLUMNS": (*columns, finalize.VALID.value, finalize.COUNTED.value),
-            "LOGS": f.logs,
+            "FORMS": f.forms,
             "REDUCTION": f.reduction,
             "ABSENT": f.absent,
             "STAGES": self.tile.stages,
@@ -157,7 +157,7 @@ class ClassPlan(Plan):
         constexprs = {
             "TERMS": self._terms() if f.softmax else (*sloped_sums(f), *self._terms()),
             "SPREAD": bool(f.points) and (not self.ids or any(f.smoothed)),
-            "REGION": bool(f.logs) or sums,
+            "REGION": bool(f.forms) or sums,
             "SUMS": sums,
             "PER_CLASS": sums or (f.reduction == "none" and not f.points),
             **self._shared,

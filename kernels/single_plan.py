@@ -107,7 +107,7 @@ class SinglePlan:
             "TERMS": (*sums, *points),
             "COLUMNS": columns,
             "SLOPED": (*sloped_sums(f), *points),
-            "LOGS": f.logs,
+            "FORMS": f.forms,
             "REDUCTION": f.reduction,
             "TARGETS": at.targets_kind,
             "TEAM": tile.team,

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import finalize
-from fastseg_losses.kernels.finalize import finish_group, finish_loss
+from fastseg_losses.kernels.finalize import finish_group, finish_loss, reduce_records
 from fastseg_losses.kernels.pixels import pixel_base, read_pixels
 from fastseg_losses.kernels.terms import pixel_of
 
@@ -20,6 +20,7 @@ BAD_TARGETS = finalize.BAD_TARGETS
 FIRST_REGION = finalize.FIRST_REGION
 NORMS = finalize.NORMS
 BLOCK_G = finalize.BLOCK_G
+BLOCK_ROWS = finalize.BLOCK_ROWS
 
 
 @triton.jit
@@ -97,7 +98,7 @@ def _sums_forward_kernel(
     stats_ptr,  # (NUM_FIELDS + terms,)
     table_ptr,  # norms, coefs: see finalize.py
     workspace_ptr,  # groups, partials: see finalize.py
-    counters_ptr,  # (1 + G,) int32, all 0 before and after
+    counters_ptr,  # (1 + G,) int32, with BATCH N C more; all 0 before and after
     alarm_ptr,  # (1,) int32 on the host, or None
     # inputs
     logits_ptr,  # (N, C, P)
@@ -130,7 +131,7 @@ def _sums_forward_kernel(
     # constexprs
     TERMS: tl.constexpr,
     COLUMNS: tl.constexpr,  # of the terms' sums in a record, and of the count of live pixels
-    LOGS: tl.constexpr,
+    FORMS: tl.constexpr,
     REDUCTION: tl.constexpr,
     BATCH: tl.constexpr,
     ABSENT: tl.constexpr,
@@ -145,7 +146,7 @@ def _sums_forward_kernel(
     STAGES: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    NUM_REGION: tl.constexpr = len(LOGS)
+    NUM_REGION: tl.constexpr = len(FORMS)
     HARD: tl.constexpr = TARGETS != "soft"
     NUM_POINT: tl.constexpr = len(TERMS) - (5 if HARD else 6)
     TILE: tl.constexpr = ROWS * WIDTH
@@ -251,27 +252,39 @@ def _sums_forward_kernel(
     tl.store(partials_ptr + pid * RECORD + column, record)
 
     # ---- the last program of a group finishes it, the last group finishes the loss
-    if BATCH:
-        g = c
-        rows = N * S
-        first = c * S
-        jump = C * S
-    else:
-        g = n * C + c
-        rows = S
-        first = g * S
-        jump = S
+    pair = n * C + c
+    g = pair
+    rows = S
+    first = pair * S
+    inner = S
+    missing = 0
     tl.debug_barrier()  # every thread's stores come before the one thread's release
-    arrived = tl.atomic_add(counters_ptr + 1 + g, 1, sem="acq_rel")
-    if arrived == rows - 1:
+    if BATCH:
+        # First each sample's records: to add up 1000 rows one block after another takes 8 us.
+        missing = S - 1 - tl.atomic_add(counters_ptr + 1 + G + pair, 1, sem="acq_rel")
+        if missing == 0:
+            tl.debug_barrier()
+            row = tl.arange(0, BLOCK_ROWS)
+            sample = reduce_records(partials_ptr, S, first, S, S, row, column)
+            tl.debug_barrier()  # all have been read
+            tl.store(partials_ptr + first * RECORD + column, sample)
+            tl.store(counters_ptr + 1 + G + pair, 0)
+            tl.debug_barrier()
+        g = c
+        rows = N
+        first = c * S
+        inner = 1
+    if missing == 0:
+        missing = rows - 1 - tl.atomic_add(counters_ptr + 1 + g, 1, sem="acq_rel")
+    if missing == 0:
         tl.debug_barrier()
         weight = 1.0
         if class_weights_ptr is not None:
             weight = tl.load(class_weights_ptr + c)
         finish_group(
             loss_ptr, table_ptr + NORMS, groups_ptr, partials_ptr, weight,
-            g, G, rows, first, S, jump, point_weights, region_weights, region_params,
-            NUM_POINT, LOGS, REDUCTION, ABSENT,
+            g, G, rows, first, inner, C * S if BATCH else S,
+            point_weights, region_weights, region_params, NUM_POINT, FORMS, REDUCTION, ABSENT,
         )  # fmt: skip
         tl.store(counters_ptr + 1 + g, 0)
         tl.debug_barrier()

@@ -179,16 +179,21 @@ def weighted_bce(pixel, params, PTX: tl.constexpr):
 
 
 @triton.jit
-def focal_value_and_slope(pixel, params, q, dq, PTX: tl.constexpr):
-    """Focal loss of any 1 - p_t = q and its derivative; see `focal`."""
+def focal_of_miss(pixel, params, q, dq, SQUARED: tl.constexpr, PTX: tl.constexpr):
+    """Focal loss of any 1 - p_t = q and its derivative; SQUARED: gamma is 2, the usual value."""
     x, t, e, step, p, p_not, dp, error, miss, turn = pixel
     alpha_neg, alpha_pos, gamma, pos_weight, label_smoothing = params
     alpha_t = alpha_neg + t * (alpha_pos - alpha_neg)
     bce = tl.maximum(x, 0.0) - x * t + log1p_unit(e)
-    q = tl.maximum(q, 1e-30)
-    power = exp2(gamma * log2(q, PTX), PTX)
-    slope = alpha_t * (gamma * power * reciprocal(q, PTX) * dq * bce + power * error)
-    return tl.sum(alpha_t * power * bce, 1), slope
+    if SQUARED:
+        value = q * q * bce
+        slope = q * (2.0 * dq * bce + q * error)
+    else:
+        q = tl.maximum(q, 1e-30)
+        power = exp2(gamma * log2(q, PTX), PTX)
+        value = power * bce
+        slope = gamma * power * reciprocal(q, PTX) * dq * bce + power * error
+    return tl.sum(alpha_t * value, 1), alpha_t * slope
 
 
 @triton.jit
@@ -200,7 +205,7 @@ def focal(pixel, params, PTX: tl.constexpr):
     """
     x, t, e, step, p, p_not, dp, error, miss, turn = pixel
     q = t * p_not + (1.0 - t) * p
-    return focal_value_and_slope(pixel, params, q, (1.0 - 2.0 * t) * dp, PTX)
+    return focal_of_miss(pixel, params, q, (1.0 - 2.0 * t) * dp, False, PTX)
 
 
 @triton.jit
@@ -215,29 +220,52 @@ def focal_squared(pixel, params, PTX: tl.constexpr):
 
 
 @triton.jit
-def focal_likelihood(pixel, params, PTX: tl.constexpr):
-    """Focal loss whose p_t is exp(-bce), another than in `focal` where targets are soft.
-
-    Below 0.01 1 - exp(-bce) by its series: the difference would keep no digit of it.
-    """
+def likelihood_miss(pixel, PTX: tl.constexpr):
+    """1 - exp(-bce) and its derivative; below 0.01 a series: the difference keeps no digit."""
     x, t, e, step, p, p_not, dp, error, miss, turn = pixel
     bce = tl.maximum(x, 0.0) - x * t + log1p_unit(e)
     p_t = exp2(-bce * LOG2E, PTX)
     series = bce * (1.0 - bce * (0.5 - bce * (1.0 / 6.0 - bce * (1.0 / 24.0))))
-    q = tl.where(bce < 0.01, series, 1.0 - p_t)
-    return focal_value_and_slope(pixel, params, q, p_t * error, PTX)
+    return tl.where(bce < 0.01, series, 1.0 - p_t), p_t * error
 
 
 @triton.jit
-def focal_margin(pixel, params, PTX: tl.constexpr):
-    """Focal loss whose p_t is sigmoid(x (2 t - 1)), another than in `focal` if targets are soft."""
+def margin_miss(pixel, PTX: tl.constexpr):
+    """Sigmoid(x (1 - 2 t)) and its derivative."""
     x, t, e, step, p, p_not, dp, error, miss, turn = pixel
     sign = 1.0 - 2.0 * t
     z = x * sign
     small = exp2(tl.abs(z) * (-LOG2E), PTX)
     r = reciprocal(1.0 + small, PTX)
-    q = tl.where(z > 0.0, r, small * r)
-    return focal_value_and_slope(pixel, params, q, sign * (small * r * r), PTX)
+    return tl.where(z > 0.0, r, small * r), sign * (small * r * r)
+
+
+@triton.jit
+def focal_likelihood(pixel, params, PTX: tl.constexpr):
+    """Focal loss whose p_t is exp(-bce), another than in `focal` where targets are soft."""
+    q, dq = likelihood_miss(pixel, PTX)
+    return focal_of_miss(pixel, params, q, dq, False, PTX)
+
+
+@triton.jit
+def focal_likelihood_squared(pixel, params, PTX: tl.constexpr):
+    """The same at gamma = 2."""
+    q, dq = likelihood_miss(pixel, PTX)
+    return focal_of_miss(pixel, params, q, dq, True, PTX)
+
+
+@triton.jit
+def focal_margin(pixel, params, PTX: tl.constexpr):
+    """Focal loss whose p_t is sigmoid(x (2 t - 1)), another than in `focal` if targets are soft."""
+    q, dq = margin_miss(pixel, PTX)
+    return focal_of_miss(pixel, params, q, dq, False, PTX)
+
+
+@triton.jit
+def focal_margin_squared(pixel, params, PTX: tl.constexpr):
+    """The same at gamma = 2."""
+    q, dq = margin_miss(pixel, PTX)
+    return focal_of_miss(pixel, params, q, dq, True, PTX)
 
 
 # ---- softmax losses: value and pull of one class, both to be multiplied by its target and weight
@@ -280,7 +308,9 @@ POINTWISE = {
     "focal": focal,
     "focal_squared": focal_squared,
     "focal_likelihood": focal_likelihood,
+    "focal_likelihood_squared": focal_likelihood_squared,
     "focal_margin": focal_margin,
+    "focal_margin_squared": focal_margin_squared,
 }
 SOFTMAX = {
     "ce": cross_entropy,

@@ -53,7 +53,7 @@ def make_plan(logits, targets, *, ptx, points=("bce", "focal_squared"), **option
         point_weights=(0.4, 0.2)[: len(points)],
         region_weights=(0.4, 0.1),
         region_params=tuple(REGIONS.values()),
-        logs=(False, True),
+        forms=("linear", "log power"),
         term_params=(0.75, 0.25, 1.5, 0.1),
         **{
             "reduction": "mean",

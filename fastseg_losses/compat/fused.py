@@ -90,6 +90,15 @@ def fused(
     return loss
 
 
+def mean_factor(size: int) -> tuple[float, float]:
+    """What makes a sum over `size` elements their mean: a term's weight, and a factor of the loss.
+
+    The weight is a number of the launch; under torch.compile sizes may be symbols, which a spec
+    cannot hold.
+    """
+    return (1.0, 1 / size) if torch.compiler.is_compiling() else (1 / size, 1.0)
+
+
 def computed_in(logits: Tensor) -> torch.dtype:
     """Float32 but for float64 logits."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -103,14 +103,17 @@ class FocalLoss(_Loss):
             weight = torch.nn.functional.pad(weight, (call.dropped, 0))
         if call.softmax:  # as class weights they would be in the divisor
             weight, vector = None, self._alpha(call, weight)
-        loss = run(call, (self.term(1.0),), (), reduction, weight, vector=vector)
+        scale = 1.0
+        if call.softmax and self.reduction == "mean" and not masked:
+            scale = 1 / call.C  # a mean over elements
+        elif masked and not call.softmax and self.reduction == "mean":
+            scale = call.classes  # a mean over pixels
+        elif masked and not call.softmax and call.mode == "multiclass":
+            scale = call.C
+        loss = run(call, (self.term(scale),), (), reduction, weight, vector=vector)
         if reduction == "sum":
             return loss / input[0, 0].numel()
-        if self.reduction == "sum":
-            return loss.sum() * (call.C if call.mode == "multiclass" and not call.softmax else 1)
-        if call.softmax:
-            return loss if masked else loss / call.C
-        return loss * call.classes if masked else loss
+        return loss.sum() if self.reduction == "sum" else loss
 
     def term(self, weight: float) -> tuple[Any, ...]:
         """The pointwise term that this loss is, with sigmoids or a softmax."""

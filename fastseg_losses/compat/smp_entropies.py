@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastseg_losses.compat.fused import computed_in, flat, fused, reduced
+from fastseg_losses.compat.fused import computed_in, flat, fused, mean_factor, reduced
 
 
 class SoftBCEWithLogitsLoss(nn.Module):
@@ -75,14 +75,15 @@ class SoftBCEWithLogitsLoss(nn.Module):
         mean = self.reduction == "mean"
         logits, targets = (y_pred, y_true) if by_class else flat(y_pred, y_true)
         pos_weight = None if self.pos_weight is None else self.pos_weight.flatten()
+        weight, factor = mean_factor(y_pred.numel()) if mean else (1.0, 1.0)
         loss = fused(
             (logits, targets, None, None, pos_weight),
             "multilabel" if by_class else "binary",
-            (("bce", 1.0, 2.0 * float(self.smooth_factor or 0.0)),),
-            reduction="mean" if mean and self.ignore_index is None else "sum",
+            (("bce", weight, 2.0 * float(self.smooth_factor or 0.0)),),
+            reduction="sum",
             ignore_index=self.ignore_index,
         )
-        return loss / y_pred.numel() if mean and self.ignore_index is not None else loss
+        return loss if factor == 1.0 else loss * factor
 
     def _weighs_classes(self, y_pred: Tensor) -> bool:
         """Whether pos_weight has a value for each channel: (C, 1, ...) or (1, C, 1, ...)."""
@@ -150,14 +151,15 @@ class SoftCrossEntropyLoss(nn.Module):
             return self._by_pytorch(y_pred, y_true)
         mean = self.reduction == "mean"
         logits, targets = y_pred.flatten(2), y_true.reshape(y_pred.shape[0], -1)
+        weight, factor = mean_factor(targets.numel()) if mean else (1.0, 1.0)
         loss = fused(
             (logits, targets),
             "multiclass",
-            (("ce", 1.0, float(self.smooth_factor or 0.0)),),
-            reduction="mean" if mean and self.ignore_index is None else "sum",
+            (("ce", weight, float(self.smooth_factor or 0.0)),),
+            reduction="sum",
             ignore_index=self.ignore_index,
         )
-        return loss / targets.numel() if mean and self.ignore_index is not None else loss
+        return loss if factor == 1.0 else loss * factor
 
     def _by_pytorch(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         log_p = F.log_softmax(y_pred.to(computed_in(y_pred)), self.dim)

@@ -52,6 +52,8 @@ class Drawn:
             self.x = self.x.sigmoid()
         if act == "other":
             self.flags["other_act"] = squashed
+            if self.dtype == torch.bfloat16:  # in which PyTorch would compute it
+                self.dtype, self.x = torch.float32, self.x.float()
         elif act != "none":
             self.flags[act] = True
         if self.labels:
