@@ -15,7 +15,7 @@ from fastseg_losses.inputs import (
     is_soft,
     target_strides,
 )
-from fastseg_losses.spec import LossSpec, RegionTerm
+from fastseg_losses.spec import LossSpec
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
@@ -163,11 +163,6 @@ def _kind_of(dtype: torch.dtype) -> str:
     return "signed" if dtype.is_signed else "unsigned"
 
 
-def _form_of(term: RegionTerm) -> str:
-    form = "log" if term.log_loss else "linear"
-    return form if term.gamma == 1 else f"{form} power"
-
-
 def _formula(spec: LossSpec, class_weighted: bool, has_pos_weight: bool, *, hard: bool) -> Any:
     """The spec in the kernels' terms: which device functions, and their numbers."""
     from fastseg_losses.kernels import launch
@@ -199,7 +194,8 @@ def _formula(spec: LossSpec, class_weighted: bool, has_pos_weight: bool, *, hard
         point_weights=tuple(term.weight for term in spec.points),
         region_weights=tuple(term.weight for term in spec.regions),
         region_params=tuple(term.numbers for term in spec.regions),
-        forms=tuple(_form_of(term) for term in spec.regions),
+        logs=tuple(term.log_loss for term in spec.regions),
+        powers=tuple(term.gamma != 1 for term in spec.regions),
         term_params=(alpha_neg, alpha_pos, gamma, smoothing),
         reduction=spec.reduction,
         batch=spec.batch,

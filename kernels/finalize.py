@@ -1,8 +1,8 @@
 """From sums to a loss, inside the forward launch: formulas, coefficients, statistics.
 
-The program that stores a group's last partial record finishes that group; the one that finishes the
-last group finishes the loss. Both walk records in a fixed order, so the same inputs give the same
-bits whichever program comes last.
+The program that stores a group's last partial record finishes that group (with batch, first its
+sample); the one that finishes the last group finishes the loss. Both walk records in a fixed order,
+so the same inputs give the same bits whichever program comes last.
 
 A record is RECORD float32 in a row, one cache sector pair, so that a table of them is read in one
 coalesced load and summed by one reduction. Its columns:
@@ -10,9 +10,7 @@ coalesced load and summed by one reduction. Its columns:
     0 OVERLAP  1 MASS  2 TARGET  3 PREDICTED  4 ACTUAL  5 HIT        what terms.SUMS add up
     6, 7                                                            the pointwise terms
     8 VALID    9 LARGEST  10 NONFINITE  11 BAD_TARGETS              pixels, logit, logits, targets
-    12 COUNTED  13 and on                                           1 if the group has a region
-    score,
-                                                                    the region losses; groups only
+    12 COUNTED  13 and on      of groups only: 1 if it has a region score, the region losses
 
 All float32 (G groups: N*C, or C with batch; D differentiable terms). The table, kept for backward:
 
@@ -54,7 +52,7 @@ BLOCK_G = tl.constexpr(64)  # groups read at once
 
 
 @triton.jit
-def region_term(overlap, mass, target, term, FORM: tl.constexpr):
+def region_term(overlap, mass, target, term, LOG: tl.constexpr, POWER: tl.constexpr):
     """A region term of one group, and its derivatives with respect to I and P.
 
     (offset - score) ** gamma or (-log(score)) ** gamma, where the score is
@@ -70,14 +68,14 @@ def region_term(overlap, mass, target, term, FORM: tl.constexpr):
     through = tl.where(floored, 0.0, score)  # what moves with the denominator
     d_overlap = tl.where(empty, 0.0, (1.0 - through * (1.0 - alpha - beta)) * inverse)
     d_mass = tl.where(empty, 0.0, -through * alpha * inverse)
-    if FORM == "log" or FORM == "log power":
+    if LOG:
         least = tl.where(floor > 0.0, floor, SCORE_FLOOR)
         base = -tl.log2(tl.maximum(score, least)) * LN2
         slope = tl.where(score >= least, -1.0 / tl.maximum(score, least), 0.0)
     else:
         base = offset - score
         slope = -1.0
-    if FORM == "log power" or FORM == "linear power":
+    if POWER:
         # base ** gamma, a straight line below the floor, where gamma < 1 has no finite slope.
         power = tl.exp2((gamma - 1.0) * tl.log2(tl.maximum(base, SCORE_FLOOR)))
         slope *= power * tl.where(base >= SCORE_FLOOR, gamma, 1.0)
@@ -143,7 +141,8 @@ def finish_group(
     region_params,
     # constexprs
     NUM_POINT: tl.constexpr,
-    FORMS: tl.constexpr,
+    LOGS: tl.constexpr,
+    POWERS: tl.constexpr,
     REDUCTION: tl.constexpr,
     ABSENT: tl.constexpr,
 ):
@@ -165,8 +164,8 @@ def finish_group(
     loss = 0.0
     d_overlap = 0.0
     d_mass = 0.0
-    for r in tl.static_range(len(FORMS)):
-        value, di, dp = region_term(overlap, mass, target, region_params[r], FORMS[r])
+    for r in tl.static_range(len(LOGS)):
+        value, di, dp = region_term(overlap, mass, target, region_params[r], LOGS[r], POWERS[r])
         # where, not a product: a group that does not count may hold inf or NaN.
         value = tl.where(loses, value, 0.0)
         record = tl.where(column == FIRST_REGION + r, value, record)

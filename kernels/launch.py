@@ -57,7 +57,8 @@ class Formula(NamedTuple):
     point_weights: tuple[float, ...]
     region_weights: tuple[float, ...]
     region_params: tuple[tuple[float, ...], ...]  # spec.RegionTerm.numbers
-    forms: tuple[str, ...]  # of the region terms: "linear" or "log", "... power" if gamma is not 1
+    logs: tuple[bool, ...]
+    powers: tuple[bool, ...]  # whether gamma is not 1
     term_params: tuple[float, float, float, float]  # alpha_neg, alpha_pos, gamma, smoothing
     reduction: str
     batch: bool
@@ -183,7 +184,8 @@ class Plan:
         constexprs = {
             "TERMS": (*sums, *(terms.POINTWISE[name] for name in f.points)),
             "COLUMNS": columns,
-            "FORMS": f.forms,
+            "LOGS": f.logs,
+            "POWERS": f.powers,
             "REDUCTION": f.reduction,
             "ABSENT": f.absent,
             "ROWS": tile.rows,

@@ -67,7 +67,8 @@ def region_terms(
     region_weights,
     region_params,
     C: tl.constexpr,
-    FORMS: tl.constexpr,
+    LOGS: tl.constexpr,
+    POWERS: tl.constexpr,
     FIRST: tl.constexpr,
     ABSENT: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -83,8 +84,8 @@ def region_terms(
     loss = tl.zeros([BLOCK_C], tl.float32)
     d_overlap = loss
     d_mass = loss
-    for r in tl.static_range(len(FORMS)):
-        value, di, dp = region_term(overlap, mass, target, region_params[r], FORMS[r])
+    for r in tl.static_range(len(LOGS)):
+        value, di, dp = region_term(overlap, mass, target, region_params[r], LOGS[r], POWERS[r])
         # where, not a product: a group that does not count may hold inf or NaN.
         value = tl.where(loses, weight * value, 0.0)
         record = tl.where(column == FIRST_REGION + r, tl.sum(value, 0), record)
@@ -122,7 +123,8 @@ def finish_sample(
     # constexprs
     C: tl.constexpr,
     NUM_POINT: tl.constexpr,
-    FORMS: tl.constexpr,
+    LOGS: tl.constexpr,
+    POWERS: tl.constexpr,
     REDUCTION: tl.constexpr,
     SOFTMAX: tl.constexpr,
     FIRST: tl.constexpr,
@@ -166,7 +168,7 @@ def finish_sample(
     if not BATCH:
         record, loss, d_overlap, d_mass, counted = region_terms(
             record, overlap, mass, target, valid, weight, region_weights, region_params,
-            C, FORMS, FIRST, ABSENT, BLOCK_C,
+            C, LOGS, POWERS, FIRST, ABSENT, BLOCK_C,
         )  # fmt: skip
         if REDUCTION == "none":
             if NUM_POINT > 0:
@@ -215,7 +217,8 @@ def finish_classes(
     C: tl.constexpr,
     NUM_POINT: tl.constexpr,
     BALANCED: tl.constexpr,
-    FORMS: tl.constexpr,
+    LOGS: tl.constexpr,
+    POWERS: tl.constexpr,
     REDUCTION: tl.constexpr,
     FIRST: tl.constexpr,
     BATCH: tl.constexpr,
@@ -245,7 +248,7 @@ def finish_classes(
         mass = load_plane(samples_ptr, MASS_PLANE, C, BLOCK_C)
         record, loss, d_overlap, d_mass, counted = region_terms(
             record, overlap, mass, target, valid, weight, region_weights, region_params,
-            C, FORMS, FIRST, ABSENT, BLOCK_C,
+            C, LOGS, POWERS, FIRST, ABSENT, BLOCK_C,
         )  # fmt: skip
         tl.store(table_ptr + NORMS + c, d_overlap, mask=c < C)
         tl.store(table_ptr + NORMS + C + c, d_mass, mask=c < C)
@@ -262,7 +265,7 @@ def finish_classes(
     divisor = pick(record, column, OVERLAP)
     mean_loss = finish_terms(
         loss_ptr, stats_ptr, table_ptr, record, column, divisor, poison,
-        point_weights, region_weights, NUM_POINT, len(FORMS), REDUCTION,
+        point_weights, region_weights, NUM_POINT, len(LOGS), REDUCTION,
     )  # fmt: skip
     missed = valid - pick(record, column, HIT)
     store_statistics(
@@ -277,7 +280,7 @@ def finish_classes(
     if not IDS:
         actual = load_plane(samples_ptr, ACTUAL_PLANE, C, BLOCK_C)
     share = tl.where(valid > 0.0, 1.0 / valid, 0.0)
-    stats_ptr += NUM_FIELDS + NUM_POINT + len(FORMS) + c
+    stats_ptr += NUM_FIELDS + NUM_POINT + len(LOGS) + c
     tl.store(stats_ptr, predicted * share, mask=c < C)
     tl.store(stats_ptr + C, actual * share, mask=c < C)
     tl.store(stats_ptr + 2 * C, hit, mask=c < C)

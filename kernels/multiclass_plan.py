@@ -130,7 +130,8 @@ class ClassPlan(Plan):
             "TERMS": self._terms(),
             "BALANCED": f.balanced,
             "COLUMNS": (*columns, finalize.VALID.value, finalize.COUNTED.value),
-            "FORMS": f.forms,
+            "LOGS": f.logs,
+            "POWERS": f.powers,
             "REDUCTION": f.reduction,
             "ABSENT": f.absent,
             "STAGES": self.tile.stages,
@@ -157,7 +158,7 @@ class ClassPlan(Plan):
         constexprs = {
             "TERMS": self._terms() if f.softmax else (*sloped_sums(f), *self._terms()),
             "SPREAD": bool(f.points) and (not self.ids or any(f.smoothed)),
-            "REGION": bool(f.forms) or sums,
+            "REGION": bool(f.logs) or sums,
             "SUMS": sums,
             "PER_CLASS": sums or (f.reduction == "none" and not f.points),
             **self._shared,

@@ -76,7 +76,8 @@ def _class_sums_kernel(
     BALANCED: tl.constexpr,  # which of the terms alpha multiplies
     SMOOTHED: tl.constexpr,  # and which of them have smoothed targets
     COLUMNS: tl.constexpr,  # of add_tile's sums in a record
-    FORMS: tl.constexpr,
+    LOGS: tl.constexpr,
+    POWERS: tl.constexpr,
     REDUCTION: tl.constexpr,
     SOFTMAX: tl.constexpr,
     IDENTITY: tl.constexpr,  # the logits are probabilities
@@ -238,7 +239,7 @@ def _class_sums_kernel(
             finish_sample(
                 loss_ptr, table_ptr, sample_ptr, class_weights_ptr,
                 n, N, point_weights, region_weights, region_params,
-                C, NUM_POINT, FORMS, REDUCTION, SOFTMAX, FIRST, BATCH, ABSENT, IDS, BLOCK_C,
+                C, NUM_POINT, LOGS, POWERS, REDUCTION, SOFTMAX, FIRST, BATCH, ABSENT, IDS, BLOCK_C,
             )  # fmt: skip
             tl.debug_barrier()
             if tl.atomic_add(counters_ptr, 1, sem="acq_rel") == N - 1:
@@ -248,6 +249,6 @@ def _class_sums_kernel(
                     loss_ptr, stats_ptr, table_ptr, alarm_ptr,
                     samples_ptr, class_weights_ptr, vector_ptr,
                     N, point_weights, region_weights, region_params,
-                    C, NUM_POINT, BALANCED, FORMS, REDUCTION, FIRST, BATCH, ABSENT, IDS,
+                    C, NUM_POINT, BALANCED, LOGS, POWERS, REDUCTION, FIRST, BATCH, ABSENT, IDS,
                     BLOCK_C, BLOCK_ROW,
                 )  # fmt: skip

@@ -111,7 +111,8 @@ def _single_kernel(
     TERMS: gl.constexpr,
     COLUMNS: gl.constexpr,
     SLOPED: gl.constexpr,
-    FORMS: gl.constexpr,
+    LOGS: gl.constexpr,
+    POWERS: gl.constexpr,
     REDUCTION: gl.constexpr,
     TARGETS: gl.constexpr,
     TEAM: gl.constexpr,  # programs that share a group
@@ -130,7 +131,7 @@ def _single_kernel(
     GRID: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [num_warps, 1], [1, 0])
     SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     HARD: gl.constexpr = TARGETS != "soft"
-    NUM_REGION: gl.constexpr = len(FORMS)
+    NUM_REGION: gl.constexpr = len(LOGS)
     NUM_POINT: gl.constexpr = len(SLOPED) - 2
     LOWEST: gl.constexpr = NUM_POINT == 0
     TILE: gl.constexpr = ROWS * WIDTH
@@ -252,7 +253,8 @@ def _single_kernel(
             d_overlap = 0.0
             d_mass = 0.0
             for r in gl.static_range(NUM_REGION):
-                value, di, dp = region_term(overlap, mass, target, region_params[r], FORMS[r])
+                term = region_params[r]
+                value, di, dp = region_term(overlap, mass, target, term, LOGS[r], POWERS[r])
                 record = gl.where(column == FIRST_REGION + r, value, record)
                 d_overlap += region_weights[r] * di
                 d_mass += region_weights[r] * dp

@@ -131,7 +131,8 @@ def _sums_forward_kernel(
     # constexprs
     TERMS: tl.constexpr,
     COLUMNS: tl.constexpr,  # of the terms' sums in a record, and of the count of live pixels
-    FORMS: tl.constexpr,
+    LOGS: tl.constexpr,
+    POWERS: tl.constexpr,
     REDUCTION: tl.constexpr,
     BATCH: tl.constexpr,
     ABSENT: tl.constexpr,
@@ -146,7 +147,7 @@ def _sums_forward_kernel(
     STAGES: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    NUM_REGION: tl.constexpr = len(FORMS)
+    NUM_REGION: tl.constexpr = len(LOGS)
     HARD: tl.constexpr = TARGETS != "soft"
     NUM_POINT: tl.constexpr = len(TERMS) - (5 if HARD else 6)
     TILE: tl.constexpr = ROWS * WIDTH
@@ -284,7 +285,8 @@ def _sums_forward_kernel(
         finish_group(
             loss_ptr, table_ptr + NORMS, groups_ptr, partials_ptr, weight,
             g, G, rows, first, inner, C * S if BATCH else S,
-            point_weights, region_weights, region_params, NUM_POINT, FORMS, REDUCTION, ABSENT,
+            point_weights, region_weights, region_params,
+            NUM_POINT, LOGS, POWERS, REDUCTION, ABSENT,
         )  # fmt: skip
         tl.store(counters_ptr + 1 + g, 0)
         tl.debug_barrier()

@@ -34,7 +34,8 @@ def make_plan(logits, targets, C, *, ptx, points=("ce",), regions=("dice",), **o
         point_weights=(0.4, 0.2)[: len(points)],
         region_weights=(0.4, 0.1)[: len(regions)],
         region_params=tuple(REGIONS[name] for name in regions),
-        forms=("linear", "log power")[: len(regions)],
+        logs=(False, True)[: len(regions)],
+        powers=(False, True)[: len(regions)],
         term_params=(0.75, 0.25, 1.5, 0.1),
         **{
             "reduction": "mean",

@@ -53,7 +53,8 @@ def make_plan(logits, targets, *, ptx, points=("bce", "focal_squared"), **option
         point_weights=(0.4, 0.2)[: len(points)],
         region_weights=(0.4, 0.1),
         region_params=tuple(REGIONS.values()),
-        forms=("linear", "log power"),
+        logs=(False, True),
+        powers=(False, True),
         term_params=(0.75, 0.25, 1.5, 0.1),
         **{
             "reduction": "mean",

@@ -40,7 +40,7 @@ def test_what_it_cannot_know_takes_two_launches():
         *(32, 1, P, (P, 0, 1), (P, 0, 1), (P, 0, 1)), (0, 0), 4, 4, "soft", "none", 0
     )
     formula = launch.Formula(
-        *(("bce",), (1.0,), (), (), (), (1.0, 1.0, 0.0, 0.0), "mean", False, "keep", None)
+        *(("bce",), (1.0,), (), (), (), (), (1.0, 1.0, 0.0, 0.0), "mean", False, "keep", None)
     )
     hopper = launch.Device(132, True, hopper=True)
     assert single_plan._tile_for(layout, formula, hopper) is not None
