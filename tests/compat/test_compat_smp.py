@@ -76,8 +76,9 @@ def regions(draw, device):
         arguments["classes"] = draw(st.none() | subsets)
         arguments["class_weights"] = weights_of(draw, C)
     if name == "TverskyLoss":
-        for key in ("alpha", "beta"):
-            arguments[key] = draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+        arguments["alpha"] = draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+        # with both 0 the score is always 1, and rounding all that is left of its gradient
+        arguments["beta"] = draw(st.sampled_from([0.3, 0.5, 1.0]))
         arguments["gamma"] = draw(st.sampled_from([1.0, 2.0]))
     if not arguments["from_logits"]:
         x = probabilities(mode, x)
