@@ -1,5 +1,5 @@
 """Other libraries' losses under their names and signatures, computed by this library's kernels.
 
-One module a library: `smp`, `monai`, `nnunet`, `torchvision` and `sam2`. Change the import, keep the
-call; docs/compat.md says what is fused and where results differ.
+One module a library: `smp`, `monai`, `nnunet`, `torchvision` and `sam2`. Change the import, keep
+the call; docs/compat.md says what is fused and where results differ.
 """
