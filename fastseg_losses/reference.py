@@ -190,7 +190,7 @@ def region_values(spec: LossSpec, sums: Sums, w: Tensor, reduction: str) -> list
 def combine(spec: LossSpec, values: Sequence[Tensor]) -> Tensor:
     """The weighted sum of the terms."""
     # not spec.terms: torch.compile calls no property of a spec that compat has made
-    terms = (*spec.points, *spec.regions)
+    terms: tuple[PointTerm | RegionTerm, ...] = (*spec.points, *spec.regions)
     weighted = [term.weight * value for term, value in zip(terms, values, strict=True)]
     return torch.stack(weighted).sum(0)
 
