@@ -55,7 +55,9 @@ def missed(x: Tensor, t: Tensor, kind: str) -> Tensor:
     p_t = sigmoid(x (2 t - 1)).
     """
     if kind == "likelihood":
-        return -torch.expm1(-bce(x, t, None, 0.0))
+        nll = bce(x, t, None, 0.0)
+        # each where it is accurate: the one's value near 0, the other's derivative p_t far from it
+        return torch.where(nll < 0.5, -torch.expm1(-nll), 1 - torch.exp(-nll))
     if kind == "margin":
         return torch.sigmoid(x * (1 - 2 * t))
     return t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
@@ -105,8 +107,9 @@ def region_value(term: RegionTerm, I: Tensor, P: Tensor, T: Tensor) -> Tensor:  
 
 def region_parts(spec: LossSpec, p: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What every pixel adds to I, P and T."""
-    # (p + t - |p - t|) / 2 is min(p, t), and at equality both have half of the slope
-    both = p * t if spec.overlap == "product" else (p + t - (p - t).abs()) / 2
+    # min(p, t) is (p + t - |p - t|) / 2, also in its slope where they are equal; but that keeps no
+    # digit of a small p beside t = 1
+    both = p * t if spec.overlap == "product" else torch.minimum(p, t)
     return (both, p * p, t * t) if spec.squared else (both, p, t)
 
 
