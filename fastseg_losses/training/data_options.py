@@ -1,0 +1,83 @@
+"""Settings of the data side of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fastseg_losses.training.labels import MODES
+from fastseg_losses.training.options import option
+from fastseg_losses.training.settings import SYNTHETIC_CLASSES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What is trained on, and how it is read."""
+
+    data: str | None = option(
+        "data",
+        None,
+        "parquet index with the columns image, mask, has_segmentation and optionally image_id, "
+        "split; without it a synthetic set is generated",
+        metavar="FILE",
+    )
+    val: str | None = option(
+        "data", None, "second parquet index, used for validation", metavar="FILE"
+    )
+    val_fraction: float = option(
+        "data",
+        0.2,
+        "share of the annotated rows drawn for validation where the index has no split column, "
+        "above 0 and below 1",
+        parse=float,
+    )
+    keep_unannotated: bool = option(
+        "data",
+        False,
+        "draw rows without annotation too; they stay masked out of loss and statistics",
+        parse=bool,
+    )
+    allow_no_foreground: bool = option(
+        "data",
+        False,
+        "train even if there is nothing to learn from: no annotated training row has foreground, "
+        "or all show one class (refused by default)",
+        parse=bool,
+    )
+    allow_outside: bool = option(
+        "data",
+        False,
+        "let paths in the index point outside the index's own folder",
+        parse=bool,
+    )
+    mode: str = option(
+        "data",
+        "binary",
+        "binary: foreground or not; multiclass: masks hold class ids",
+        choices=MODES,
+    )
+    num_classes: int | None = option(
+        "data",
+        None,
+        "number of classes, with --mode multiclass: masks hold the ids 0 to N - 1, and class 0 "
+        f"need not be a background; the synthetic set has {SYNTHETIC_CLASSES}",
+        parse=int,
+    )
+    ignore_index: int | None = option(
+        "data",
+        None,
+        "mask value whose pixels count for nothing, with --mode multiclass (default: 255, or 65535 "
+        "with more than 255 classes)",
+        parse=int,
+    )
+    image_size: int = option(
+        "data", 256, "images are resized to SIZE x SIZE", parse=int, metavar="SIZE"
+    )
+    image_bits: int | None = option(
+        "data",
+        None,
+        "bits that 16-bit grey images use, 8 to 16 (default: the fewest of 8, 10, 12, 14, 16 that "
+        "hold the set's largest value)",
+        parse=int,
+    )
+    no_flips: bool = option("data", False, "no random flips of the training images", parse=bool)
+    num_workers: int = option("data", 2, "loader processes; 0 loads in the main one", parse=int)

@@ -1,0 +1,62 @@
+"""Settings of the loss and of the training itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fastseg_losses.training.options import option
+from fastseg_losses.training.settings import LOSSES, SCHEDULES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The loss, the net, and how the net is updated."""
+
+    loss: str = option(
+        "loss",
+        "combined",
+        "the training loss; bce is for --mode binary, ce (cross-entropy) for --mode multiclass",
+        choices=LOSSES,
+    )
+    bce_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
+    dice_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
+    focal_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
+    iou_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
+    tversky_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
+    model: str | None = option(
+        "training",
+        None,
+        "your own net: a callable without arguments that returns a torch.nn.Module mapping "
+        "(N, 3, H, W) to logits (N, 1, H, W), multiclass (N, C, H, W); default: the built-in "
+        "LightweightUNet",
+        metavar="MODULE:FACTORY",
+    )
+    epochs: int = option("training", 50, "passes over the training rows", parse=int)
+    max_steps: int | None = option(
+        "training", None, "end after N optimizer steps, whatever --epochs says", parse=int
+    )
+    patience: int | None = option(
+        "training", None, "end after N epochs without a better validation score", parse=int
+    )
+    batch_size: int = option("training", 8, "images per step", parse=int)
+    lr: float = option("training", 1e-3, "learning rate of AdamW, at its highest", parse=float)
+    schedule: str = option(
+        "training",
+        "constant",
+        "how the learning rate goes on: cosine and poly fall to 0 at the run's last step",
+        choices=SCHEDULES,
+    )
+    warmup_steps: int = option(
+        "training", 0, "steps in which the learning rate rises to its height", parse=int
+    )
+    clip_grad: float | None = option(
+        "training",
+        None,
+        "the gradients' norm at most; their mean norm before that goes into metrics.csv",
+        parse=float,
+    )
+    weight_decay: float = option("training", 1e-2, "weight decay of AdamW", parse=float)
+    seed: int = option("training", 0, "same seed, same weights, bit by bit on the CPU", parse=int)
+    device: str = option(
+        "training", "auto", "auto (CUDA where there is one), cpu, cuda, cuda:1", metavar="DEVICE"
+    )
