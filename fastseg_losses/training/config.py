@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastseg_losses.training.data_options import DataOptions
-from fastseg_losses.training.labels import Labels, default_ignore_index, labels_for
+from fastseg_losses.training.labels import BINARY_IGNORED, Labels, default_ignore_index, labels_for
 from fastseg_losses.training.run_options import RunOptions
 from fastseg_losses.training.settings import (
     COMBINED_WEIGHTS,
@@ -61,7 +61,7 @@ class TrainConfig(RunOptions, TrainingOptions, DataOptions):
         """Keyword arguments for ``get_loss_function(config.loss, ...)``."""
         labels = self.labels
         if labels is None:
-            return self.weights()
+            return self.weights() | {"ignore_index": BINARY_IGNORED}
         return self.weights() | {"mode": "multiclass", "ignore_index": labels.ignore_index}
 
     def to_dict(self) -> dict[str, Any]:

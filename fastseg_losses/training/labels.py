@@ -12,6 +12,10 @@ MODES = ("binary", "multiclass")
 LARGEST_BYTE = 255
 LARGEST_WORD = 65535
 
+# Value of the ignored pixels of a binary sample: what augmentation leaves uncovered. A mask's own
+# 255 means foreground and has become 1 when the sample is made.
+BINARY_IGNORED = 255
+
 
 @dataclass(frozen=True)
 class Labels:

@@ -20,11 +20,14 @@ def test_without_data_the_small_defaults_apply_unless_overridden() -> None:
 
 def test_the_combined_loss_gets_its_default_weights_where_none_is_given() -> None:
     config = resolve({"focal_weight": 0.0})
-    assert config.loss_arguments() == COMBINED_WEIGHTS | {"focal_weight": 0.0}
+    assert config.loss_arguments() == COMBINED_WEIGHTS | {
+        "focal_weight": 0.0,
+        "ignore_index": 255,
+    }
 
 
 def test_a_single_loss_has_no_weights() -> None:
-    assert resolve({"loss": "dice"}).loss_arguments() == {}
+    assert resolve({"loss": "dice"}).loss_arguments() == {"ignore_index": 255}
 
 
 def test_multiclass_is_read_and_reaches_the_loss() -> None:
