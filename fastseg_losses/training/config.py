@@ -47,6 +47,11 @@ class TrainConfig(RunOptions, TrainingOptions, DataOptions):
         """Channels of the net's logits."""
         return 1 if self.labels is None else self.labels.num_classes
 
+    @property
+    def ignored_value(self) -> int:
+        """What the pixels of a sample's mask hold that count for nothing."""
+        return BINARY_IGNORED if self.labels is None else self.labels.ignore_index
+
     def weights(self) -> dict[str, float]:
         """The weights of the combined loss; none for any other."""
         if self.loss != "combined":
@@ -59,10 +64,8 @@ class TrainConfig(RunOptions, TrainingOptions, DataOptions):
 
     def loss_arguments(self) -> dict[str, Any]:
         """Keyword arguments for ``get_loss_function(config.loss, ...)``."""
-        labels = self.labels
-        if labels is None:
-            return self.weights() | {"ignore_index": BINARY_IGNORED}
-        return self.weights() | {"mode": "multiclass", "ignore_index": labels.ignore_index}
+        arguments = self.weights() | {"ignore_index": self.ignored_value}
+        return arguments if self.labels is None else arguments | {"mode": "multiclass"}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -80,8 +83,12 @@ class TrainConfig(RunOptions, TrainingOptions, DataOptions):
         return cls(**values)
 
     def save(self, path: Path) -> None:
-        """Write the resolved settings as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write the resolved settings as JSON, ready for ``--config`` of another run.
+
+        So without the folder, which is where the file is.
+        """
+        values = self.to_dict() | {"output_dir": None, "resume": None}
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:

@@ -140,6 +140,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self._shuffle = shuffle
         self._seed = seed
         self._epoch = 0
+        self._skip = 0
         self._groups = np.array([data.index.group_of(int(row)) for row in data.rows], np.int64)
         self._group_bytes = data.index.group_image_bytes
 
@@ -147,15 +148,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         """The number of positions in one pass."""
         return len(self._groups)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Makes the next pass the one of this epoch."""
-        self._epoch = epoch
+    def start(self, epoch: int, skip: int = 0) -> None:
+        """Makes the next pass the one of this epoch, without its first `skip` positions."""
+        self._epoch, self._skip = epoch, skip
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Starts a pass and goes on to the next epoch."""
         epoch, self._epoch = self._epoch, self._epoch + 1
+        skip, self._skip = self._skip, 0
         order = self._order(epoch) if self._shuffle else np.arange(len(self))
-        return iter([(epoch, int(position)) for position in order])
+        return iter([(epoch, int(position)) for position in order[skip:]])
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         rng = np.random.default_rng((self._seed, epoch))

@@ -10,6 +10,7 @@ from fastseg_losses.training.labels import MODES
 if TYPE_CHECKING:
     from fastseg_losses.training.config import TrainConfig
 
+PRECISIONS = ("auto", "off", "bf16", "fp16")
 SCHEDULES = ("constant", "cosine", "poly")
 LOSSES = ("combined", "bce", "ce", "dice", "iou", "tversky", "focal")
 # The same loss in each mode, under the name that it has there.
@@ -50,10 +51,15 @@ def check_settings(config: TrainConfig) -> None:
         ("seed", 0),
         ("check_every", 1),
         ("warmup_steps", 0),
+        ("accumulate", 1),
+        ("min_epochs", 0),
     ):
         _check(config, name, least <= getattr(config, name), f"a whole number of at least {least}")
-    _check(config, "max_steps", config.max_steps is None or config.max_steps >= 1, "at least 1")
-    _check(config, "patience", config.patience is None or config.patience >= 1, "at least 1")
+    for name in ("max_steps", "patience", "save_every", "overfit_batches"):
+        value = getattr(config, name)
+        _check(config, name, value is None or value >= 1, "at least 1")
+    _check(config, "ema", config.ema is None or 0 < config.ema < 1, "a number above 0 and below 1")
+    _check(config, "amp", config.amp in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
     _check(config, "image_size", config.image_size <= 8192, "at most 8192")
     _check(config, "seed", config.seed < 2**32, "less than 2**32")
     _check(config, "lr", math.isfinite(config.lr) and config.lr > 0, "a finite number above 0")

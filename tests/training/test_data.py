@@ -203,7 +203,7 @@ def test_sampler_goes_to_an_epoch(tmp_path: Path) -> None:
     passes = [list(sampler) for _ in range(3)]
     assert [{epoch for epoch, _ in order} for order in passes] == [{0}, {1}, {2}]
     fresh = EpochSampler(data, shuffle=True, seed=0)
-    fresh.set_epoch(2)
+    fresh.start(2)
     assert list(fresh) == passes[2]
     assert list(EpochSampler(data, shuffle=True, seed=1)) != passes[0]
     assert list(EpochSampler(data, shuffle=False, seed=0)) == [(0, i) for i in range(8)]

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch import Tensor, nn
 from training.index_files import png, write_index, zeros
@@ -24,7 +23,6 @@ from fastseg_losses.training import launch as launching
 from fastseg_losses.training import outputs
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.exit_codes import EXIT_BAD_INPUT, EXIT_OK, EXIT_REFUSED
-from fastseg_losses.training.launch import pick_device
 
 
 @pytest.fixture(autouse=True)
@@ -211,14 +209,6 @@ def test_a_net_that_cannot_be_trained_is_one_line(
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith(f"--model: {message}")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_device_that_is_not_there_is_named() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device: expected auto, cpu, cuda or cuda:N, got 'gpu'"):
-        pick_device("gpu")
-    with pytest.raises(ValueError, match="device: 'cuda:99' asked for, but torch sees"):
-        pick_device("cuda:99")
 
 
 def test_a_dry_run_checks_everything_and_writes_nothing(
