@@ -19,6 +19,7 @@ import fastseg_losses
 from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.losses import get_loss_function
 from fastseg_losses.training.audit import take_census
+from fastseg_losses.training.augment import Augmentation
 from fastseg_losses.training.census import Census, ClassCensus, RowCensus
 from fastseg_losses.training.class_monitor import ClassMonitor
 from fastseg_losses.training.command_line import as_typed
@@ -227,12 +228,16 @@ def _assemble(
     folder: Path,
     device: torch.device,
 ) -> Trainer:
+    augmentation = None
+    if config.augment != "none":
+        augmentation = Augmentation(**config.augment_strengths())
+
     def loader(split: Split, *, train: bool) -> DataLoader[Sample]:
         data = ParquetSegmentation(
             split.index,
             split.rows,
             config.image_size,
-            augment=train and not config.no_flips,
+            augment=augmentation if train else None,
             seed=config.seed,
             labels=config.labels,
             image_bits=config.image_bits or 16,

@@ -1,4 +1,4 @@
-"""Rows of an index as tensors: decoded, resized, flipped and normalised.
+"""Rows of an index as tensors: decoded, resized, augmented and normalised.
 
 A row is in one of three states, and `has_segmentation` alone decides: annotated with foreground,
 annotated and empty, not annotated. The mask cell of a row that is not annotated is never read, so
@@ -6,15 +6,22 @@ null, zeros and garbage give the same sample, bit for bit.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from fastseg_losses.training.augment import (
+    Augmentation,
+    Mask,
+    Pixels,
+    augmented,
+    planes,
+    random_words,
+)
 from fastseg_losses.training.checks import check_int
 from fastseg_losses.training.decode import (
     binary_mask,
@@ -27,7 +34,7 @@ from fastseg_losses.training.decode import (
     upright_size,
 )
 from fastseg_losses.training.index import IndexTable
-from fastseg_losses.training.labels import Labels
+from fastseg_losses.training.labels import BINARY_IGNORED, Labels
 
 # ImageNet's mean and standard deviation of RGB in [0, 1], which published encoders expect:
 # image = (rgb / 255 - MEAN) / STD.
@@ -38,15 +45,22 @@ STD = (0.229, 0.224, 0.225)
 # not fit is decoded anew each time.
 SAMPLE_CACHE_BYTES = 512 * 2**20
 
-_Pixels = npt.NDArray[np.uint8]
-_Mask = npt.NDArray[np.uint8 | np.int32]
+
+class _Decoded(NamedTuple):
+    """A row before augmentation."""
+
+    image: Pixels  # grey or RGB, (1 or 3, S, S)
+    mask: Mask  # (1, S, S)
+    aspect: float  # width by height of the picture that the index holds
 
 
 class Sample(TypedDict):
     """One row as the loader collates it; a batch has the same keys with a leading dimension."""
 
     image: Tensor  # float32 (3, S, S), normalised
-    mask: Tensor  # (1, S, S), uint8 0 or 1, or class ids of `Labels.dtype`; zero if not annotated
+    # (1, S, S): uint8 0 or 1, or class ids of `Labels.dtype`; what a rotation left uncovered is 255
+    # or `Labels.ignore_index`; zero if the row is not annotated
+    mask: Tensor
     valid: Tensor  # bool (), whether the row is annotated
     row: int  # row in the index, from 0
 
@@ -65,7 +79,7 @@ class ParquetSegmentation(Dataset[Sample]):
         rows: Sequence[int],
         image_size: int,
         *,
-        augment: bool = False,
+        augment: Augmentation | None = None,
         seed: int = 0,
         cache_bytes: int = SAMPLE_CACHE_BYTES,
         labels: Labels | None = None,
@@ -77,9 +91,10 @@ class ParquetSegmentation(Dataset[Sample]):
             index: The opened index.
             rows: Rows of it, from 0.
             image_size: Height and width of the samples in pixels.
-            augment: Random horizontal and vertical flips, drawn from (seed, epoch, row) alone: the
+            augment: Random flips and what else may happen, drawn from (seed, epoch, row) alone: the
                 same for any number of workers, and whatever an unannotated row's mask cell holds.
-            seed: Seed of the flips.
+                None: nothing happens.
+            seed: Seed of the augmentation.
             cache_bytes: Decoded samples are kept if all of them fit into this (divided by the
                 number of workers); 0 turns it off.
             labels: What the values of the masks mean, for class ids; None: foreground or not.
@@ -103,8 +118,9 @@ class ParquetSegmentation(Dataset[Sample]):
         self.cache_bytes = cache_bytes
         self.labels = labels
         self.image_bits = image_bits
+        self._ignored = BINARY_IGNORED if labels is None else labels.ignore_index
         self._mask_dtype = np.dtype("uint8" if labels is None else labels.dtype)
-        self._decoded: dict[int, tuple[_Pixels, _Mask]] = {}
+        self._decoded: dict[int, _Decoded] = {}
 
     def __len__(self) -> int:
         """The number of rows selected."""
@@ -122,20 +138,27 @@ class ParquetSegmentation(Dataset[Sample]):
         """
         epoch, position = key if isinstance(key, tuple) else (0, key)
         row = int(self.rows[position])
-        image, mask = self._decoded.get(row) or self._decode(row)
-        if self.augment:
-            flips = int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1)[0])
-            step_y, step_x = (-1 if flips & 1 else 1), (-1 if flips & 2 else 1)
-            image, mask = image[:, ::step_y, ::step_x], mask[:, ::step_y, ::step_x]
+        image, mask, aspect = self._decoded.get(row) or self._decode(row)
+        annotated = bool(self.index.has_segmentation[row])
+        if self.augment is not None:
+            words = random_words(self.seed, epoch, row)
+            image, changed = augmented(
+                image,
+                mask if annotated else None,
+                self.augment,
+                words,
+                aspect=aspect,
+                ignored=self._ignored,
+            )
+            mask = mask if changed is None else changed
         return Sample(
             image=normalised(image),
             mask=torch.from_numpy(mask.copy()),
-            valid=torch.tensor(bool(self.index.has_segmentation[row])),
+            valid=torch.tensor(annotated),
             row=row,
         )
 
-    def _decode(self, row: int) -> tuple[_Pixels, _Mask]:
-        """Reads a row: image (1 or 3, S, S) and mask (1, S, S)."""
+    def _decode(self, row: int) -> _Decoded:
         index, size = self.index, (self.image_size, self.image_size)
         where = index.where(row, "image")
         encoded = index.encoded(index.image_cell(row), row, "image")
@@ -145,9 +168,10 @@ class ParquetSegmentation(Dataset[Sample]):
         if index.has_segmentation[row]:
             mask = _read_mask(index, row, full_size, self.labels)
             nearest = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
-            sample = (image, np.asarray(nearest)[None])
+            drawn = np.asarray(nearest)[None]
         else:
-            sample = (image, np.zeros((1, *size), self._mask_dtype))
+            drawn = np.zeros((1, *size), self._mask_dtype)
+        sample = _Decoded(image, drawn, full_size[0] / full_size[1])
         if self._keeps_decoded():
             self._decoded[row] = sample
         return sample
@@ -161,7 +185,7 @@ class ParquetSegmentation(Dataset[Sample]):
 
 def _read_mask(
     index: IndexTable, row: int, image_size: tuple[int, int], labels: Labels | None
-) -> _Mask:
+) -> Mask:
     """Reads the mask of an annotated row as 0 and 1, or as class ids, in its own size (H, W)."""
     where = index.where(row, "mask")
     encoded = index.encoded(index.mask_cell(row), row, "mask")
@@ -172,13 +196,12 @@ def _read_mask(
     return binary_mask(mask_values(picture, where), where, lossy=picture.format == "JPEG")
 
 
-def resized(picture: Image.Image, size: int) -> _Pixels:
+def resized(picture: Image.Image, size: int) -> Pixels:
     """A grey or RGB picture as pixels (1 or 3, size, size); the aspect ratio is not kept."""
-    pixels = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+    return planes(picture.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def normalised(image: _Pixels) -> Tensor:
+def normalised(image: Pixels) -> Tensor:
     """Turns grey or RGB pixels (1 or 3, S, S) into the normalised float32 image (3, S, S)."""
     pixels = torch.from_numpy(image.astype(np.float32, order="C")).expand(3, -1, -1)
     scale = torch.tensor([1.0 / (255.0 * s) for s in STD]).view(3, 1, 1)

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from training.index_files import GARBAGE, SIZE, image, mask, write_index, write_simple
 
 from fastseg_losses.training import data as data_module
+from fastseg_losses.training.augment import Augmentation
 from fastseg_losses.training.data import (
     DataError,
     EpochSampler,
@@ -125,7 +126,7 @@ def test_loader_of_an_empty_validation_side_is_empty(tmp_path: Path) -> None:
 def loader_of(path: Path, workers: int, start_method: str | None = None) -> "DataLoader[Sample]":
     index = IndexTable(path)
     return make_loader(
-        ParquetSegmentation(index, range(len(index)), SIZE, augment=True, seed=5),
+        ParquetSegmentation(index, range(len(index)), SIZE, augment=Augmentation(), seed=5),
         batch_size=3,
         shuffle=True,
         num_workers=workers,

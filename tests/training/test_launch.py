@@ -1,4 +1,5 @@
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -138,11 +139,15 @@ def test_rows_that_a_second_file_leaves_out_are_counted(
     assert "left out" not in caplog.text
 
 
-def test_flips_can_be_switched_off(tmp_path: Path) -> None:
+def test_augmentation_can_be_chosen(tmp_path: Path) -> None:
     data = write_set(tmp_path / "d.parquet")
-    for name, off in (("flips", False), ("none", True)):
-        run(data, tmp_path / name, no_flips=off)
-    assert not same(weights(tmp_path / "flips"), weights(tmp_path / "none"))
+    for name in ("none", "flips", "full"):
+        assert run(data, tmp_path / name, augment=name) == EXIT_OK
+        assert "targets outside" not in log(tmp_path / name)
+    results = [weights(tmp_path / name) for name in ("none", "flips", "full")]
+    assert not any(same(a, b) for a, b in itertools.combinations(results, 2))
+    run(data, tmp_path / "again", augment="full")
+    assert same(weights(tmp_path / "again"), results[-1])
 
 
 def test_the_last_line_names_the_last_score_and_the_alarms(tmp_path: Path) -> None:
