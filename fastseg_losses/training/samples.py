@@ -46,6 +46,22 @@ STD = (0.229, 0.224, 0.225)
 SAMPLE_CACHE_BYTES = 512 * 2**20
 
 
+class Draw(NamedTuple):
+    """What a loader asks a data set for.
+
+    Attributes:
+        epoch: From 0; only matters with augmentation.
+        position: Position in the data set's rows.
+        repeat: How often the epoch drew the same row before; augmentation differs each time.
+        counts: Whether the sample counts; if not, it comes with `valid` false.
+    """
+
+    epoch: int
+    position: int
+    repeat: int = 0
+    counts: bool = True
+
+
 class _Decoded(NamedTuple):
     """A row before augmentation."""
 
@@ -61,7 +77,7 @@ class Sample(TypedDict):
     # (1, S, S): uint8 0 or 1, or class ids of `Labels.dtype`; what a rotation left uncovered is 255
     # or `Labels.ignore_index`; zero if the row is not annotated
     mask: Tensor
-    valid: Tensor  # bool (), whether the row is annotated
+    valid: Tensor  # bool (), whether the row is annotated, and counts
     row: int  # row in the index, from 0
 
 
@@ -70,7 +86,7 @@ class ParquetSegmentation(Dataset[Sample]):
 
     The image is resized with bilinear (anti-aliased) interpolation, the mask with nearest, both
     to a square: the aspect ratio is not kept. An index into the data set is a position in `rows`,
-    or a pair (epoch, position) as `EpochSampler` yields it; the epoch only matters with `augment`.
+    or a `Draw` as `EpochSampler` yields it; a shorter tuple (epoch, position) will do.
     """
 
     def __init__(
@@ -130,18 +146,18 @@ class ParquetSegmentation(Dataset[Sample]):
         """The state without the decoded samples, which each process makes for itself."""
         return {**self.__dict__, "_decoded": {}}
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+    def __getitem__(self, key: int | tuple[int, int] | Draw) -> Sample:
         """Returns a sample.
 
         Raises:
             DataError: A ValueError; the row cannot be read. The message names file, row, column.
         """
-        epoch, position = key if isinstance(key, tuple) else (0, key)
-        row = int(self.rows[position])
+        draw = Draw(*(key if isinstance(key, tuple) else (0, key)))
+        row = int(self.rows[draw.position])
         image, mask, aspect = self._decoded.get(row) or self._decode(row)
         annotated = bool(self.index.has_segmentation[row])
         if self.augment is not None:
-            words = random_words(self.seed, epoch, row)
+            words = random_words(self.seed, draw.epoch, row, draw.repeat)
             image, changed = augmented(
                 image,
                 mask if annotated else None,
@@ -154,7 +170,7 @@ class ParquetSegmentation(Dataset[Sample]):
         return Sample(
             image=normalised(image),
             mask=torch.from_numpy(mask.copy()),
-            valid=torch.tensor(annotated),
+            valid=torch.tensor(annotated and draw.counts),
             row=row,
         )
 

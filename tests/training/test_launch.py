@@ -143,7 +143,7 @@ def test_augmentation_can_be_chosen(tmp_path: Path) -> None:
     data = write_set(tmp_path / "d.parquet")
     for name in ("none", "flips", "full"):
         assert run(data, tmp_path / name, augment=name) == EXIT_OK
-        assert "targets outside" not in log(tmp_path / name)
+        assert "outside [0, 1]" not in log(tmp_path / name)
     results = [weights(tmp_path / name) for name in ("none", "flips", "full")]
     assert not any(same(a, b) for a, b in itertools.combinations(results, 2))
     run(data, tmp_path / "again", augment="full")

@@ -12,7 +12,7 @@ from fastseg_losses.training.augment import Augmentation
 from fastseg_losses.training.decode import DataError
 from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.labels import BINARY_IGNORED, Labels
-from fastseg_losses.training.samples import MEAN, STD, ParquetSegmentation
+from fastseg_losses.training.samples import MEAN, STD, Draw, ParquetSegmentation
 
 
 def dataset(path: Path, size: int = SIZE, **options: object) -> ParquetSegmentation:
@@ -140,6 +140,17 @@ def test_full_augmentation_depends_on_seed_epoch_and_row_only(tmp_path: Path) ->
     classes = ParquetSegmentation(index, range(6), SIZE, augment=how, seed=3, labels=labels)
     values = {int(v) for position in range(6) for v in classes[0, position]["mask"].unique()}
     assert values == {0, 1, labels.ignore_index}
+
+
+def test_a_draw_can_be_a_repeat_or_not_count(tmp_path: Path) -> None:
+    data = dataset(write_simple(tmp_path / "s.parquet", 3), augment=Augmentation(30, 0.3, 0.2))
+    once, twice = data[Draw(1, 2)], data[Draw(1, 2, repeat=1)]
+    assert torch.equal(once["image"], data[1, 2]["image"])
+    assert not torch.equal(once["image"], twice["image"])
+    uncounted = data[Draw(1, 2, counts=False)]
+    assert torch.equal(once["image"], uncounted["image"])
+    assert bool(once["valid"])
+    assert not bool(uncounted["valid"])
 
 
 def test_rotation_knows_the_aspect_ratio_of_the_file(tmp_path: Path) -> None:
