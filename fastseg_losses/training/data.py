@@ -131,6 +131,8 @@ def make_loader(
     drop_last: bool,
     rank: int = 0,
     world_size: int = 1,
+    foreground_rows: Sequence[int] = (),
+    foreground_share: float = 0.0,
     start_method: str | None = None,
 ) -> "DataLoader[Sample]":
     """Makes a loader whose batches depend on the seed and not on the number of workers.
@@ -148,6 +150,9 @@ def make_loader(
         drop_last: Whether an incomplete last batch is left out.
         rank: Number of this process among those that divide the rows, from 0.
         world_size: Number of those processes.
+        foreground_rows: Rows of the index that have foreground.
+        foreground_share: The least share of an epoch's draws that they make up; see
+            `EpochSampler`.
         start_method: How workers start ("fork", "spawn", "forkserver"); None: Python's default.
 
     Raises:
@@ -166,6 +171,8 @@ def make_loader(
         drop_last=drop_last,
         rank=rank,
         world_size=world_size,
+        foreground_rows=foreground_rows,
+        foreground_share=foreground_share,
     )
     if drop_last and not len(sampler):
         processes = f" for each of {world_size} processes" if world_size > 1 else ""

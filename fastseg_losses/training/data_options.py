@@ -106,4 +106,12 @@ class DataOptions:
         f"({AUGMENT_STRENGTHS['colour']:g})",
         parse=float,
     )
+    oversample_foreground: float | None = option(
+        "data",
+        None,
+        "at least this share of an epoch's draws are rows with foreground, above 0 and below 1; "
+        "nnU-Net takes 0.33",
+        parse=float,
+        metavar="SHARE",
+    )
     num_workers: int = option("data", 2, "loader processes; 0 loads in the main one", parse=int)

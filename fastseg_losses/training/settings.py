@@ -75,6 +75,11 @@ def check_settings(config: TrainConfig) -> None:
     _check(config, "clip_grad", good, "a finite number above 0")
     fraction = config.val_fraction
     _check(config, "val_fraction", 0 < fraction < 1, "a number above 0 and below 1")
+    share = config.oversample_foreground
+    good = share is None or 0 < share < 1
+    _check(config, "oversample_foreground", good, "a number above 0 and below 1")
+    good = share is None or config.mode == "binary"
+    _check(config, "oversample_foreground", good, "mode binary beside it: ids have no background")
     bits = config.image_bits
     _check(config, "image_bits", bits is None or 8 <= bits <= 16, "a whole number from 8 to 16")
     _check(config, "mode", config.mode in MODES, f"one of {', '.join(MODES)}")

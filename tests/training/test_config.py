@@ -122,6 +122,11 @@ MULTICLASS = {"data": "d", "mode": "multiclass", "num_classes": 3}
         ({"augment": "full", "rotate": 181.0}, "rotate: expected a number from 0 to 180, got 181"),
         ({"augment": "full", "scale": -0.1}, "scale: expected a number from 0 to 1, got -0.1"),
         ({"augment": "full", "colour": float("nan")}, "colour: expected a number .*, got nan"),
+        ({"oversample_foreground": 1.0}, "oversample_foreground: expected a number above 0 and"),
+        (
+            MULTICLASS | {"oversample_foreground": 0.3},
+            "oversample_foreground: .* mode binary",
+        ),
         (dict.fromkeys(COMBINED_WEIGHTS, 0.0), "expected one above 0, got all 0"),
     ],
 )

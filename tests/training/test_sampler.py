@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ from training.index_files import SIZE, write_simple
 
 from fastseg_losses.training import sampler as sampler_module
 from fastseg_losses.training.index import IndexTable
-from fastseg_losses.training.sampler import EpochSampler
+from fastseg_losses.training.sampler import EpochSampler, foreground_draws
 from fastseg_losses.training.samples import Draw, ParquetSegmentation
 
 
@@ -137,3 +138,75 @@ def test_large_set_is_shuffled_within_windows_of_row_groups(
             assert group in alive
     assert orders[0] != orders[1]
     assert np.any(np.diff(orders[0]) != 1)
+
+
+def drawn(sampler: EpochSampler, epoch: int) -> Counter[int]:
+    sampler.start(epoch)
+    return Counter(draw.position for draw in sampler)
+
+
+@pytest.mark.parametrize("window", [False, True])
+@pytest.mark.parametrize(("share", "wanted"), [(0.1, 3), (0.33, 5), (0.5, 7), (0.9, 12)])
+def test_foreground_is_drawn_more_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, wanted: int, window: bool
+) -> None:
+    index = IndexTable(write_simple(tmp_path / "s.parquet", 15, row_group_size=2))
+    if window:
+        monkeypatch.setattr(
+            sampler_module, "GROUP_CACHE_BYTES", 4 * max(index.group_image_bytes) + 20
+        )
+    rows = [row for row in range(15) if row not in (4, 9)]
+    data = ParquetSegmentation(index, rows, SIZE)
+    foreground = {rows.index(row) for row in (0, 8, 13)}
+    # Row 4 has foreground too, but is not of the set.
+    options = {"foreground_rows": [0, 4, 8, 13], "foreground_share": share}
+    sampler = EpochSampler(data, shuffle=True, seed=0, **options)  # type: ignore[arg-type]
+    seen: Counter[int] = Counter()
+    for epoch in range(100):
+        counts = drawn(sampler, epoch)
+        assert sum(counts.values()) == len(sampler) == 13
+        assert sum(counts[position] for position in foreground) == wanted
+        times = [counts[position] for position in foreground]
+        assert max(times) - min(times) <= 1
+        assert all(counts[position] == 1 for position in set(counts) - foreground)
+        seen += counts
+        sampler.start(epoch)
+        draws = list(sampler)
+        repeats = sorted((draw.position, draw.repeat) for draw in draws)
+        assert repeats == [(p, k) for p in sorted(counts) for k in range(counts[p])]
+        sampler.start(epoch)
+        assert list(sampler) == draws
+    assert set(seen) == set(range(13))  # the others take turns
+    if share == 0.1:  # there is enough as it is: nothing changes
+        plain = EpochSampler(data, shuffle=True, seed=0)
+        plain.start(99)
+        assert list(plain) == draws
+
+
+def test_processes_divide_an_oversampled_order(tmp_path: Path) -> None:
+    data = rows_of(tmp_path / "s.parquet", 9)
+    options = {"shuffle": True, "seed": 1, "foreground_rows": [2], "foreground_share": 0.5}
+    whole = list(EpochSampler(data, **options))  # type: ignore[arg-type]
+    assert sum(draw.position == 2 for draw in whole) == 5
+    parts = [
+        list(EpochSampler(data, **options, rank=rank, world_size=3))  # type: ignore[arg-type]
+        for rank in range(3)
+    ]
+    assert [draw for batch in zip(*parts, strict=True) for draw in batch] == whole
+
+
+def test_oversampling_needs_foreground_and_a_random_order(tmp_path: Path) -> None:
+    data = rows_of(tmp_path / "s.parquet")
+    for options, message in (
+        ({"foreground_rows": [99]}, "foreground_rows: expected at least one row"),
+        ({"foreground_rows": [1], "shuffle": False}, "foreground_share: expected 0 without"),
+        ({"foreground_rows": [1], "foreground_share": 1.0}, "foreground_share: expected a number"),
+    ):
+        arguments = {"shuffle": True, "seed": 0, "foreground_share": 0.5} | options
+        with pytest.raises(ValueError, match=message):
+            EpochSampler(data, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_share_is_not_pushed_over_by_rounding() -> None:
+    assert [foreground_draws(n, 1, 0.33) for n in (3, 100, 101)] == [1, 33, 34]
+    assert foreground_draws(100, 40, 0.33) == 40
