@@ -17,7 +17,7 @@ from fastseg_losses.training.checks import check_int
 from fastseg_losses.training.decode import DataError
 from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.sampler import EpochSampler
-from fastseg_losses.training.samples import Draw, ParquetSegmentation, Sample
+from fastseg_losses.training.samples import Draw, ParquetSegmentation, Sample, normalised
 
 __all__ = [
     "DataError",
@@ -29,6 +29,7 @@ __all__ = [
     "Split",
     "Splits",
     "make_loader",
+    "normalised",
     "open_index",
 ]
 
@@ -137,7 +138,8 @@ def make_loader(
 ) -> "DataLoader[Sample]":
     """Makes a loader whose batches depend on the seed and not on the number of workers.
 
-    Workers persist between epochs; memory is pinned where CUDA is available. The loader's sampler
+    Workers persist between epochs, and share decoded samples if all of them fit into the data set's
+    `cache_bytes`; memory is pinned where CUDA is available. The loader's sampler
     is an `EpochSampler`: it says how several processes divide the rows, and `start` of it begins
     with another epoch or in the middle of one.
 
@@ -180,6 +182,8 @@ def make_loader(
             f"batch_size: expected at most the {len(dataset)} rows of the data set with drop_last, "
             f"got {batch_size}{processes}: no batch would be left"
         )
+    if num_workers > 0:
+        dataset.share_decoded(start_method)
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -114,4 +114,12 @@ class DataOptions:
         parse=float,
         metavar="SHARE",
     )
+    cache_mb: int = option(
+        "data",
+        512,
+        "MiB of decoded images that stay in memory, of training and of validation each, if all of "
+        "them fit",
+        parse=int,
+        metavar="MIB",
+    )
     num_workers: int = option("data", 2, "loader processes; 0 loads in the main one", parse=int)

@@ -9,29 +9,22 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 import fastseg_losses
 from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.losses import get_loss_function
 from fastseg_losses.training.audit import take_census
-from fastseg_losses.training.augment import Augmentation
 from fastseg_losses.training.census import Census, ClassCensus, RowCensus
 from fastseg_losses.training.class_monitor import ClassMonitor
 from fastseg_losses.training.command_line import as_typed
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.data import (
     DataError,
-    ParquetSegmentation,
-    Sample,
-    Split,
     Splits,
-    make_loader,
     open_index,
 )
 from fastseg_losses.training.exit_codes import (
@@ -40,11 +33,11 @@ from fastseg_losses.training.exit_codes import (
     EXIT_OK,
     EXIT_REFUSED,
 )
+from fastseg_losses.training.loaders import drawn_empty_share, make_loaders
 from fastseg_losses.training.model import build_model, describe, try_out
 from fastseg_losses.training.monitor import CollapseMonitor
 from fastseg_losses.training.run_folder import check_free, make_run_folder
 from fastseg_losses.training.run_log import RunLog, log_census, log_end, run_log
-from fastseg_losses.training.sampler import foreground_draws
 from fastseg_losses.training.synthetic import write_synthetic_set
 from fastseg_losses.training.trainer import LOGGER, RunEnded, Trainer
 from fastseg_losses.training.watch import Monitor
@@ -230,79 +223,27 @@ def _assemble(
     folder: Path,
     device: torch.device,
 ) -> Trainer:
-    augmentation = None
-    if config.augment != "none":
-        augmentation = Augmentation(**config.augment_strengths())
-
-    drawn_more: dict[str, Any] = {}
-    drawn_empty_share = None
-    if config.oversample_foreground is not None and isinstance(census, Census):
-        share = config.oversample_foreground
-        drawn_more = {"foreground_rows": census.foreground_rows, "foreground_share": share}
-        drawn_empty_share = _oversample(share, census, len(splits.train.rows))
-
-    def loader(split: Split, *, train: bool) -> DataLoader[Sample]:
-        data = ParquetSegmentation(
-            split.index,
-            split.rows,
-            config.image_size,
-            augment=augmentation if train else None,
-            seed=config.seed,
-            labels=config.labels,
-            image_bits=config.image_bits or 16,
-        )
-        return make_loader(
-            data,
-            batch_size=config.batch_size,
-            shuffle=train,
-            num_workers=config.num_workers,
-            seed=config.seed,
-            drop_last=False,
-            **(drawn_more if train else {}),
-        )
-
+    train_loader, val_loader = make_loaders(config, splits, census)
     return Trainer(
         config,
         model,
         criterion,
-        loader(splits.train, train=True),
-        loader(splits.val, train=False) if splits.val.rows else None,
-        monitor=_make_monitor(config, census, drawn_empty_share),
+        train_loader,
+        val_loader,
+        monitor=_make_monitor(config, splits, census),
         folder=folder,
         device=device,
     )
 
 
-def _oversample(share: float, census: Census, rows: int) -> float | None:
-    """The share of empty masks among the annotated ones that are drawn; None: that of the rows."""
-    if not census.foreground:
-        raise ValueError(
-            "oversample_foreground: expected an annotated training row with foreground, got none"
-        )
-    drawn = foreground_draws(rows, census.foreground, share)
-    LOGGER.info(
-        "rows with foreground: %.1f%% of the %d training rows, %.1f%% of an epoch's draws%s",
-        100 * census.foreground / rows,
-        rows,
-        100 * drawn / rows,
-        "" if drawn > census.foreground else f" (at least {share:.1%} without oversampling)",
-    )
-    if drawn == census.foreground:
-        return None
-    empty = census.empty * (rows - drawn) / (rows - census.foreground)
-    return empty / (empty + drawn)
-
-
-def _make_monitor(
-    config: TrainConfig, census: Census | ClassCensus, drawn_empty_share: float | None
-) -> Monitor:
+def _make_monitor(config: TrainConfig, splits: Splits, census: Census | ClassCensus) -> Monitor:
     if isinstance(census, ClassCensus):
         return ClassMonitor(config.channels, check_every=config.check_every)
     return CollapseMonitor(
         check_every=config.check_every,
         empty_rows=census.empty,
         annotated_rows=census.empty + census.foreground,
-        drawn_empty_share=drawn_empty_share,
+        drawn_empty_share=drawn_empty_share(config, splits, census),
     )
 
 

@@ -1,10 +1,12 @@
-"""Rows of an index as tensors: decoded, resized, augmented and normalised.
+"""Rows of an index as tensors: decoded, resized and augmented.
 
 A row is in one of three states, and `has_segmentation` alone decides: annotated with foreground,
 annotated and empty, not annotated. The mask cell of a row that is not annotated is never read, so
 null, zeros and garbage give the same sample, bit for bit.
 """
 
+import functools
+import multiprocessing
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -35,14 +37,19 @@ from fastseg_losses.training.decode import (
 )
 from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.labels import BINARY_IGNORED, Labels
+from fastseg_losses.training.shared_samples import (
+    Decoded,
+    SharedSamples,
+    decoded_bytes,
+    is_room_for,
+)
 
 # ImageNet's mean and standard deviation of RGB in [0, 1], which published encoders expect:
 # image = (rgb / 255 - MEAN) / STD.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# Decoded samples kept in memory by one data set, its loader's workers together. A set that does
-# not fit is decoded anew each time.
+# Decoded samples kept in memory by one data set. A set that does not fit is decoded anew each time.
 SAMPLE_CACHE_BYTES = 512 * 2**20
 
 
@@ -62,18 +69,10 @@ class Draw(NamedTuple):
     counts: bool = True
 
 
-class _Decoded(NamedTuple):
-    """A row before augmentation."""
-
-    image: Pixels  # grey or RGB, (1 or 3, S, S)
-    mask: Mask  # (1, S, S)
-    aspect: float  # width by height of the picture that the index holds
-
-
 class Sample(TypedDict):
     """One row as the loader collates it; a batch has the same keys with a leading dimension."""
 
-    image: Tensor  # float32 (3, S, S), normalised
+    image: Tensor  # uint8 (3, S, S), RGB; `normalised` makes of it what a net takes
     # (1, S, S): uint8 0 or 1, or class ids of `Labels.dtype`; what a rotation left uncovered is 255
     # or `Labels.ignore_index`; zero if the row is not annotated
     mask: Tensor
@@ -87,6 +86,9 @@ class ParquetSegmentation(Dataset[Sample]):
     The image is resized with bilinear (anti-aliased) interpolation, the mask with nearest, both
     to a square: the aspect ratio is not kept. An index into the data set is a position in `rows`,
     or a `Draw` as `EpochSampler` yields it; a shorter tuple (epoch, position) will do.
+
+    Attributes:
+        decoded_bytes: What all samples take, decoded.
     """
 
     def __init__(
@@ -111,8 +113,8 @@ class ParquetSegmentation(Dataset[Sample]):
                 same for any number of workers, and whatever an unannotated row's mask cell holds.
                 None: nothing happens.
             seed: Seed of the augmentation.
-            cache_bytes: Decoded samples are kept if all of them fit into this (divided by the
-                number of workers); 0 turns it off.
+            cache_bytes: Decoded samples are kept if all of them fit into this (without
+                `share_decoded`, divided by the number of workers); 0 turns it off.
             labels: What the values of the masks mean, for class ids; None: foreground or not.
             image_bits: How many of their 16 bits 16-bit grey images use.
 
@@ -136,15 +138,40 @@ class ParquetSegmentation(Dataset[Sample]):
         self.image_bits = image_bits
         self._ignored = BINARY_IGNORED if labels is None else labels.ignore_index
         self._mask_dtype = np.dtype("uint8" if labels is None else labels.dtype)
-        self._decoded: dict[int, _Decoded] = {}
+        self.decoded_bytes = decoded_bytes(len(self.rows), image_size, self._mask_dtype.itemsize)
+        self._decoded: dict[int, Decoded] | SharedSamples = {}
 
     def __len__(self) -> int:
         """The number of rows selected."""
         return len(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without the decoded samples, which each process makes for itself."""
-        return {**self.__dict__, "_decoded": {}}
+        """The state without decoded samples of this process alone: each makes its own."""
+        return {**self.__dict__, "_decoded": self._decoded if self.shares_decoded else {}}
+
+    @property
+    def shares_decoded(self) -> bool:
+        """Whether workers keep decoded samples in common."""
+        return isinstance(self._decoded, SharedSamples)
+
+    def share_decoded(self, start_method: str | None) -> bool:
+        """Makes workers that start from now on keep decoded samples in common.
+
+        Args:
+            start_method: How the workers start; None: Python's default.
+
+        Returns:
+            Whether they will: not if the samples do not fit into `cache_bytes` or into half of the
+            free shared memory.
+        """
+        needed = self.decoded_bytes
+        if not needed or needed > self.cache_bytes or not is_room_for(needed):
+            return False
+        context = multiprocessing.get_context(start_method)
+        self._decoded = SharedSamples(
+            len(self.rows), self.image_size, self._mask_dtype.name, context
+        )
+        return True
 
     def __getitem__(self, key: int | tuple[int, int] | Draw) -> Sample:
         """Returns a sample.
@@ -154,7 +181,7 @@ class ParquetSegmentation(Dataset[Sample]):
         """
         draw = Draw(*(key if isinstance(key, tuple) else (0, key)))
         row = int(self.rows[draw.position])
-        image, mask, aspect = self._decoded.get(row) or self._decode(row)
+        image, mask, aspect = self._decoded.get(draw.position) or self._decode(draw.position)
         annotated = bool(self.index.has_segmentation[row])
         if self.augment is not None:
             words = random_words(self.seed, draw.epoch, row, draw.repeat)
@@ -168,13 +195,14 @@ class ParquetSegmentation(Dataset[Sample]):
             )
             mask = mask if changed is None else changed
         return Sample(
-            image=normalised(image),
+            image=as_rgb(image),
             mask=torch.from_numpy(mask.copy()),
             valid=torch.tensor(annotated and draw.counts),
             row=row,
         )
 
-    def _decode(self, row: int) -> _Decoded:
+    def _decode(self, position: int) -> Decoded:
+        row = int(self.rows[position])
         index, size = self.index, (self.image_size, self.image_size)
         where = index.where(row, "image")
         encoded = index.encoded(index.image_cell(row), row, "image")
@@ -184,19 +212,20 @@ class ParquetSegmentation(Dataset[Sample]):
         if index.has_segmentation[row]:
             mask = _read_mask(index, row, full_size, self.labels)
             nearest = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
-            drawn = np.asarray(nearest)[None]
+            drawn = np.array(nearest)[None]
         else:
             drawn = np.zeros((1, *size), self._mask_dtype)
-        sample = _Decoded(image, drawn, full_size[0] / full_size[1])
+        sample = Decoded(image, drawn, full_size[0] / full_size[1])
         if self._keeps_decoded():
-            self._decoded[row] = sample
+            self._decoded[position] = sample
         return sample
 
     def _keeps_decoded(self) -> bool:
+        if self.shares_decoded:
+            return True
         worker = get_worker_info()
         share = self.cache_bytes // (worker.num_workers if worker else 1)
-        pixel_bytes = 3 + self._mask_dtype.itemsize
-        return len(self.rows) * pixel_bytes * self.image_size**2 <= share
+        return self.decoded_bytes <= share
 
 
 def _read_mask(
@@ -217,9 +246,28 @@ def resized(picture: Image.Image, size: int) -> Pixels:
     return planes(picture.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def normalised(image: Pixels) -> Tensor:
-    """Turns grey or RGB pixels (1 or 3, S, S) into the normalised float32 image (3, S, S)."""
-    pixels = torch.from_numpy(image.astype(np.float32, order="C")).expand(3, -1, -1)
-    scale = torch.tensor([1.0 / (255.0 * s) for s in STD]).view(3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
-    return torch.addcmul(shift, pixels, scale)
+def as_rgb(image: Pixels) -> Tensor:
+    """Grey or RGB pixels (1 or 3, S, S) as a uint8 tensor (3, S, S) of its own."""
+    return torch.from_numpy(np.broadcast_to(image, (3, *image.shape[1:])).copy())
+
+
+def normalised(images: Tensor) -> Tensor:
+    """What a net takes: (rgb / 255 - MEAN) / STD.
+
+    A loader leaves it to the device: as bytes, images are a quarter of the size on their way there.
+
+    Args:
+        images: A sample's image or a batch's, (3, S, S) or (N, 3, S, S), uint8, on any device.
+
+    Returns:
+        The same shape, float32, on the same device.
+    """
+    scale, shift = _scale_and_shift(images.device)
+    return torch.addcmul(shift, images.float(), scale)
+
+
+@functools.cache  # on CUDA, a new tensor for each batch would wait for the device
+def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
+    scale = torch.tensor([1.0 / (255.0 * s) for s in STD], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=device)
+    return scale.view(3, 1, 1), shift.view(3, 1, 1)

@@ -53,6 +53,7 @@ def check_settings(config: TrainConfig) -> None:
         ("batch_size", 1),
         ("image_size", 8),
         ("num_workers", 0),
+        ("cache_mb", 0),
         ("seed", 0),
         ("check_every", 1),
         ("warmup_steps", 0),

@@ -25,7 +25,7 @@ from fastseg_losses.stats import SegmentationSnapshot, decode
 from fastseg_losses.training import report
 from fastseg_losses.training.checkpoint import first_nonfinite
 from fastseg_losses.training.config import TrainConfig
-from fastseg_losses.training.data import Sample
+from fastseg_losses.training.data import Sample, normalised
 from fastseg_losses.training.exit_codes import (
     EXIT_COLLAPSED,
     EXIT_INTERRUPTED,
@@ -251,7 +251,7 @@ class Trainer:
         image, mask, valid = (
             batch[name].to(self.device, non_blocking=True) for name in ("image", "mask", "valid")
         )
-        return image, mask, valid
+        return normalised(image), mask, valid
 
     def _decoded(self, rows: list[list[float]]) -> Iterator[SegmentationSnapshot]:
         return (decode(row, self.criterion.term_names, self._classes) for row in rows)

@@ -92,6 +92,7 @@ MULTICLASS = {"data": "d", "mode": "multiclass", "num_classes": 3}
         ({"batch_size": 0}, "batch_size: expected"),
         ({"image_size": 4}, "image_size: expected"),
         ({"image_size": 100_000}, "image_size: expected at most 8192"),
+        ({"cache_mb": -1}, "cache_mb: expected a whole number of at least 0"),
         ({"num_workers": -1}, "num_workers: expected"),
         ({"seed": -1}, "seed: expected"),
         ({"seed": 2**32}, "seed: expected less than"),

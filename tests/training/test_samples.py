@@ -12,7 +12,7 @@ from fastseg_losses.training.augment import Augmentation
 from fastseg_losses.training.decode import DataError
 from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.labels import BINARY_IGNORED, Labels
-from fastseg_losses.training.samples import MEAN, STD, Draw, ParquetSegmentation
+from fastseg_losses.training.samples import MEAN, STD, Draw, ParquetSegmentation, normalised
 
 
 def dataset(path: Path, size: int = SIZE, **options: object) -> ParquetSegmentation:
@@ -20,14 +20,18 @@ def dataset(path: Path, size: int = SIZE, **options: object) -> ParquetSegmentat
     return ParquetSegmentation(index, range(len(index)), size, **options)  # type: ignore[arg-type]
 
 
-def test_a_sample_is_the_picture_normalised(tmp_path: Path) -> None:
+def test_a_sample_is_the_picture_to_be_normalised(tmp_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     drawn = np.random.default_rng(1).integers(0, 2, (SIZE, SIZE), np.uint8)
     sample = dataset(write_index(tmp_path / "s.parquet", [png(rgb)], [png(drawn)], [True]))[0]
     expected = (rgb / 255.0 - MEAN) / STD
-    assert sample["image"].dtype == torch.float32
+    assert sample["image"].dtype == torch.uint8
     assert sample["image"].shape == (3, SIZE, SIZE)
-    np.testing.assert_allclose(sample["image"].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    image = normalised(sample["image"])
+    assert image.dtype == torch.float32
+    np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    batch = torch.stack([sample["image"]] * 3)
+    assert torch.equal(normalised(batch), torch.stack([image] * 3))  # bit by bit
     assert sample["mask"].dtype == torch.uint8
     assert torch.equal(sample["mask"], torch.from_numpy(drawn)[None])
     assert sample["valid"].dtype == torch.bool
