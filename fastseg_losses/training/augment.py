@@ -82,11 +82,23 @@ def augmented(
     Returns:
         Image and mask in the same form, as arrays of their own.
     """
-    if how.rotate or how.scale:
-        image, mask = _resampled(image, mask, how, words, aspect, ignored)
-    else:
+    resamples = bool(how.rotate or how.scale)
+    if not resamples:
         image, mask = _flipped(image, words), None if mask is None else _flipped(mask, words)
-    return (_recoloured(image, how.colour, words) if how.colour else image), mask
+        if not how.colour:
+            return image, mask
+    picture, mean = _picture(image), image.mean((1, 2))
+    if resamples:
+        matrix = _affine(how, words, image.shape[-1], aspect)
+        fill = [round(value) for value in mean.tolist()]
+        bilinear, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+        picture = _resampled(picture, matrix, bilinear, fill[0] if len(fill) == 1 else tuple(fill))
+        if mask is not None:
+            drawn = _resampled(Image.fromarray(mask[0]), matrix, nearest, ignored)
+            mask = np.asarray(drawn)[None]
+    if how.colour:
+        picture = _recoloured(picture, mean, how.colour, words)
+    return planes(picture), mask
 
 
 def planes(picture: Image.Image) -> Pixels:
@@ -113,33 +125,12 @@ def _flipped(pixels: _Array, words: npt.NDArray[np.uint32]) -> _Array:
 
 
 def _resampled(
-    image: Pixels,
-    mask: Mask | None,
-    how: Augmentation,
-    words: npt.NDArray[np.uint32],
-    aspect: float,
-    ignored: int,
-) -> tuple[Pixels, Mask | None]:
-    size = image.shape[-1]
-    matrix = _affine(how, words, size, aspect)
-    mean = tuple(np.rint(image.mean((1, 2))).astype(int).tolist())
-    turned = _picture(image).transform(
-        (size, size),
-        Image.Transform.AFFINE,
-        matrix,
-        Image.Resampling.BILINEAR,
-        fillcolor=mean[0] if len(mean) == 1 else mean,
-    )
-    if mask is not None:
-        drawn = Image.fromarray(mask[0]).transform(
-            (size, size),
-            Image.Transform.AFFINE,
-            matrix,
-            Image.Resampling.NEAREST,
-            fillcolor=ignored,
-        )
-        mask = np.asarray(drawn)[None]
-    return planes(turned), mask
+    picture: Image.Image,
+    matrix: tuple[float, ...],
+    how: Image.Resampling,
+    fill: int | tuple[int, ...],
+) -> Image.Image:
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, how, fillcolor=fill)
 
 
 def _affine(
@@ -161,22 +152,26 @@ def _affine(
     return (a, b, x - (a + b) * middle, d, e, y - (d + e) * middle)
 
 
-def _recoloured(image: Pixels, strength: float, words: npt.NDArray[np.uint32]) -> Pixels:
+def _recoloured(
+    picture: Image.Image,
+    mean: npt.NDArray[np.float64],
+    strength: float,
+    words: npt.NDArray[np.uint32],
+) -> Image.Image:
     """Brightness, then saturation, then contrast around the mean grey: together one matrix."""
     brightness, contrast, saturation = (1 + strength * _uniform(word) for word in words[5:8])
     gain = brightness * contrast
-    means = image.mean((1, 2))
-    grey = float(means[0] if len(means) == 1 else np.dot(means, _LUMA))
-    offset = (1 - contrast) * brightness * grey
-    if len(image) == 1:
-        table = np.clip(np.floor(np.arange(256) * gain + offset + 0.5), 0, 255).astype(np.uint8)
-        return table[image]
+    grey = mean[0] if len(mean) == 1 else np.dot(mean, _LUMA)
+    offset = (1 - contrast) * brightness * float(grey)
+    if len(mean) == 1:
+        table = np.clip(np.floor(np.arange(256) * gain + offset + 0.5), 0, 255)
+        return picture.point(table.astype(int).tolist())
     matrix: list[float] = []
     for channel in range(3):
         row = [gain * (1 - saturation) * weight for weight in _LUMA]
         row[channel] += gain * saturation
         matrix += [*row, offset]
-    return planes(_picture(image).convert("RGB", tuple(matrix)))
+    return picture.convert("RGB", tuple(matrix))
 
 
 def _uniform(word: np.uint32) -> float:
