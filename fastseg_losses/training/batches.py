@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.stats import SegmentationSnapshot, decode
-from fastseg_losses.training.data import EpochSampler, Sample
+from fastseg_losses.training.data import EpochSampler, Sample, normalised
 
 
 def start_epoch(loader: DataLoader[Sample], epoch: int, skip: int) -> None:
@@ -24,8 +24,8 @@ def start_epoch(loader: DataLoader[Sample], epoch: int, skip: int) -> None:
         skip: batches that are done already.
     """
     sampler = loader.sampler
-    assert isinstance(sampler, EpochSampler) and loader.batch_size is not None
-    sampler.start(epoch, skip * loader.batch_size)
+    assert isinstance(sampler, EpochSampler)
+    sampler.start(epoch, skip)
 
 
 def windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -36,11 +36,11 @@ def windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, mask and valid of a batch."""
+    """Normalised images, masks and valid of a batch."""
     image, mask, valid = (
         batch[name].to(device, non_blocking=True) for name in ("image", "mask", "valid")
     )
-    return image, mask, valid
+    return normalised(image), mask, valid
 
 
 def decoded(

@@ -17,6 +17,7 @@ from fastseg_losses.training.data_options import DataOptions
 from fastseg_losses.training.labels import BINARY_IGNORED, Labels, default_ignore_index, labels_for
 from fastseg_losses.training.run_options import RunOptions
 from fastseg_losses.training.settings import (
+    AUGMENT_STRENGTHS,
     COMBINED_WEIGHTS,
     SYNTHETIC_CLASSES,
     SYNTHETIC_DEFAULTS,
@@ -56,11 +57,13 @@ class TrainConfig(RunOptions, TrainingOptions, DataOptions):
         """The weights of the combined loss; none for any other."""
         if self.loss != "combined":
             return {}
-        given = {name: getattr(self, name) for name in COMBINED_WEIGHTS}
-        return {
-            name: COMBINED_WEIGHTS[name] if value is None else value
-            for name, value in given.items()
-        }
+        return _given_or(COMBINED_WEIGHTS, dataclasses.asdict(self))
+
+    def augment_strengths(self) -> dict[str, float]:
+        """How strong each augmentation is; none is but for ``--augment full``."""
+        if self.augment != "full":
+            return {}
+        return _given_or(AUGMENT_STRENGTHS, dataclasses.asdict(self))
 
     def loss_arguments(self) -> dict[str, Any]:
         """Keyword arguments for ``get_loss_function(config.loss, ...)``."""
@@ -114,6 +117,13 @@ def resolve(given: Mapping[str, Any]) -> TrainConfig:
         if values.get("num_classes") is not None and values.get("ignore_index") is None:
             values["ignore_index"] = default_ignore_index(values["num_classes"])
     if values.get("loss", "combined") == "combined":
-        missing = {n: w for n, w in COMBINED_WEIGHTS.items() if values.get(n) is None}
-        values |= missing
+        values |= _given_or(COMBINED_WEIGHTS, values)
+    if values.get("augment") == "full":
+        values |= _given_or(AUGMENT_STRENGTHS, values)
     return TrainConfig.from_dict(values)
+
+
+def _given_or(defaults: Mapping[str, float], given: Mapping[str, Any]) -> dict[str, float]:
+    """What was given of these settings; the default where nothing, or None, was."""
+    values = {name: given.get(name) for name in defaults}
+    return {name: defaults[name] if v is None else v for name, v in values.items()}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.losses import get_loss_function
@@ -20,11 +19,7 @@ from fastseg_losses.training.command_line import as_typed
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.data import (
     DataError,
-    ParquetSegmentation,
-    Sample,
-    Split,
     Splits,
-    make_loader,
 )
 from fastseg_losses.training.device import describe_machine, pick_device
 from fastseg_losses.training.distributed import World, find_world
@@ -35,6 +30,7 @@ from fastseg_losses.training.exit_codes import (
     EXIT_OK,
     EXIT_REFUSED,
 )
+from fastseg_losses.training.loaders import drawn_empty_share, make_loaders
 from fastseg_losses.training.model import build_model, describe, try_out
 from fastseg_losses.training.monitor import CollapseMonitor
 from fastseg_losses.training.open_data import Refused, open_data
@@ -158,45 +154,30 @@ def _assemble(
     device: torch.device,
     world: World,
 ) -> Trainer:
-    def loader(split: Split, *, train: bool) -> DataLoader[Sample]:
-        data = ParquetSegmentation(
-            split.index,
-            split.rows,
-            config.image_size,
-            augment=train and not config.no_flips,
-            seed=config.seed,
-            labels=config.labels,
-            image_bits=config.image_bits or 16,
-        )
-        return make_loader(
-            data,
-            batch_size=config.batch_size,
-            shuffle=train,
-            num_workers=config.num_workers,
-            seed=config.seed,
-            drop_last=False,
-        )
-
+    train_loader, val_loader = make_loaders(
+        config, splits, census, rank=world.rank, world_size=world.size
+    )
     return Trainer(
         config,
         model,
         criterion,
-        loader(splits.train, train=True),
-        loader(splits.val, train=False) if splits.val.rows else None,
-        monitor=_make_monitor(config, census),
+        train_loader,
+        val_loader,
+        monitor=_make_monitor(config, splits, census),
         folder=folder,
         device=device,
         world=world,
     )
 
 
-def _make_monitor(config: TrainConfig, census: Census | ClassCensus) -> Monitor:
+def _make_monitor(config: TrainConfig, splits: Splits, census: Census | ClassCensus) -> Monitor:
     if isinstance(census, ClassCensus):
         return ClassMonitor(config.channels, check_every=config.check_every)
     return CollapseMonitor(
         check_every=config.check_every,
         empty_rows=census.empty,
         annotated_rows=census.empty + census.foreground,
+        drawn_empty_share=drawn_empty_share(config, splits, census),
     )
 
 

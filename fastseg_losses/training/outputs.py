@@ -13,6 +13,7 @@ from fastseg_losses.training import report
 from fastseg_losses.training.checkpoint import save_checkpoint
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.net import Net
+from fastseg_losses.training.samples import normalised
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -111,7 +112,7 @@ class Outputs:
         last = len(data) - 1
         spread = torch.linspace(0, last, min(PICTURED, last + 1)).tolist()
         samples = [data[place] for place in sorted({round(place) for place in spread})]
-        images = torch.stack([sample["image"] for sample in samples])
+        images = normalised(torch.stack([sample["image"] for sample in samples]))
         masks = torch.stack([sample["mask"] for sample in samples])
         net.evaluate()
         logits: Tensor = net.predict(images.to(device)).float()

@@ -13,7 +13,7 @@ from fastseg_losses.training.checkpoint import load_checkpoint, result_weights
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.decode import DataError, image_pixels, open_picture
 from fastseg_losses.training.model import build_model
-from fastseg_losses.training.samples import normalised, resized
+from fastseg_losses.training.samples import as_rgb, normalised, resized
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class TrainedModel:
                 raise DataError(f"{where}: cannot be read ({error.strerror})") from error
         picture = open_picture(image, where)
         pixels = image_pixels(picture, where, bits=self.config.image_bits or 16)
-        return normalised(resized(pixels, self.config.image_size))[None].to(self.device)
+        rgb = as_rgb(resized(pixels, self.config.image_size))
+        return normalised(rgb[None].to(self.device))
 
 
 def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> TrainedModel:

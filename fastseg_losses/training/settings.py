@@ -25,6 +25,12 @@ COMBINED_WEIGHTS: dict[str, float] = {
     "tversky_weight": 0.0,
 }
 
+# What happens to training images, and how strongly where nothing is given. Shrinking by more than
+# 2 would need antialiasing, so 1 is the most.
+AUGMENTATIONS = ("none", "flips", "full")
+AUGMENT_STRENGTHS: dict[str, float] = {"rotate": 15.0, "scale": 0.25, "colour": 0.2}
+_MOST = {"rotate": 180.0, "scale": 1.0, "colour": 1.0}
+
 # Without --data the run must end in about two minutes on two CPU cores and visibly learn.
 SYNTHETIC_DEFAULTS: dict[str, Any] = {
     "epochs": 20,
@@ -48,6 +54,7 @@ def check_settings(config: TrainConfig) -> None:
         ("batch_size", 1),
         ("image_size", 8),
         ("num_workers", 0),
+        ("cache_mb", 0),
         ("seed", 0),
         ("check_every", 1),
         ("warmup_steps", 0),
@@ -75,6 +82,11 @@ def check_settings(config: TrainConfig) -> None:
     _check(config, "clip_grad", good, "a finite number above 0")
     fraction = config.val_fraction
     _check(config, "val_fraction", 0 < fraction < 1, "a number above 0 and below 1")
+    share = config.oversample_foreground
+    good = share is None or 0 < share < 1
+    _check(config, "oversample_foreground", good, "a number above 0 and below 1")
+    good = share is None or config.mode == "binary"
+    _check(config, "oversample_foreground", good, "mode binary beside it: ids have no background")
     bits = config.image_bits
     _check(config, "image_bits", bits is None or 8 <= bits <= 16, "a whole number from 8 to 16")
     _check(config, "mode", config.mode in MODES, f"one of {', '.join(MODES)}")
@@ -85,6 +97,7 @@ def check_settings(config: TrainConfig) -> None:
     good = not config.dry_run or config.data is not None
     _check(config, "dry_run", good, "--data beside --dry-run")
     _check_weights(config)
+    _check_augmentation(config)
     if config.labels is not None and config.data is None:
         for name, value in (
             ("num_classes", SYNTHETIC_CLASSES),
@@ -92,6 +105,27 @@ def check_settings(config: TrainConfig) -> None:
         ):
             good = getattr(config, name) in (value, None)
             _check(config, name, good, f"{value} without --data, as in the synthetic set")
+
+
+def check_strength(name: str, value: float) -> None:
+    """Check how strong an augmentation is.
+
+    Raises:
+        ValueError: it is out of range.
+    """
+    if not 0 <= value <= _MOST[name]:
+        raise ValueError(f"{name}: expected a number from 0 to {_MOST[name]:g}, got {value!r}")
+
+
+def _check_augmentation(config: TrainConfig) -> None:
+    names = ", ".join(AUGMENTATIONS)
+    _check(config, "augment", config.augment in AUGMENTATIONS, f"one of {names}")
+    for name in AUGMENT_STRENGTHS:
+        value = getattr(config, name)
+        good = value is None or config.augment == "full"
+        _check(config, name, good, f"no strength beside augment {config.augment!r}")
+        if value is not None:
+            check_strength(name, value)
 
 
 def _check_weights(config: TrainConfig) -> None:

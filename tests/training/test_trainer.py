@@ -202,7 +202,7 @@ def batch_of(valid: list[bool], *, classes: int = 0, pinned: bool = False) -> di
         else (torch.rand(count, 1, SIZE, SIZE) > 0.9).to(torch.uint8)
     )
     batch = {
-        "image": torch.randn(count, 3, SIZE, SIZE),
+        "image": torch.randint(256, (count, 3, SIZE, SIZE), dtype=torch.uint8),
         "mask": mask,
         "valid": torch.tensor(valid),
     }
