@@ -32,12 +32,19 @@ def make_loaders(
         census: that of the training side.
         rank: number of this process among those that train together.
         world_size: number of those processes.
+
+    Raises:
+        ValueError: foreground is to be oversampled, and there is none.
     """
     augment = None
     if config.augment != "none":
         augment = Augmentation(**config.augment_strengths())
     more: dict[str, Any] = {}
     if config.oversample_foreground is not None and isinstance(census, Census):
+        if not census.foreground:
+            raise ValueError(
+                "oversample_foreground: expected a training row with foreground, got none"
+            )
         more["foreground_rows"] = census.foreground_rows
         more["foreground_share"] = config.oversample_foreground
 
@@ -79,17 +86,10 @@ def drawn_empty_share(config: TrainConfig, splits: Splits, census: Census) -> fl
 
     Returns:
         None where foreground is not oversampled: the share is that of the rows.
-
-    Raises:
-        ValueError: foreground is to be oversampled, and there is none.
     """
     share, rows = config.oversample_foreground, len(splits.train.rows)
     if share is None:
         return None
-    if not census.foreground:
-        raise ValueError(
-            "oversample_foreground: expected an annotated training row with foreground, got none"
-        )
     drawn = foreground_draws(rows, census.foreground, share)
     LOGGER.info(
         "rows with foreground: %.1f%% of the %d training rows, %.1f%% of an epoch's draws%s",

@@ -181,7 +181,7 @@ def test_foreground_to_oversample_has_to_be_there(
     data = write_set(tmp_path / "d.parquet", undrawn=range(ROWS), cell=zeros(SIZE), marked=True)
     options = {"allow_no_foreground": True, "oversample_foreground": 0.5}
     assert run(data, tmp_path / "run", **options) == EXIT_BAD_INPUT
-    assert "--oversample-foreground: expected an annotated training row with" in caplog.text
+    assert "--oversample-foreground: expected a training row with foreground" in caplog.text
 
 
 def test_the_last_line_names_the_last_score_and_the_alarms(tmp_path: Path) -> None:
