@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import random
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +12,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-import fastseg_losses
 from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.losses import get_loss_function
 from fastseg_losses.training.audit import take_census
@@ -38,10 +34,12 @@ from fastseg_losses.training.exit_codes import (
     EXIT_OK,
     EXIT_REFUSED,
 )
+from fastseg_losses.training.html_report import HtmlReport
 from fastseg_losses.training.model import build_model, describe, try_out
 from fastseg_losses.training.monitor import CollapseMonitor
 from fastseg_losses.training.run_folder import check_free, make_run_folder
 from fastseg_losses.training.run_log import RunLog, log_census, log_end, run_log
+from fastseg_losses.training.surroundings import command, device_name, versions
 from fastseg_losses.training.synthetic import write_synthetic_set
 from fastseg_losses.training.trainer import LOGGER, RunEnded, Trainer
 from fastseg_losses.training.watch import Monitor
@@ -63,7 +61,7 @@ def launch(config: TrainConfig) -> int:
     """
     with run_log() as log:
         try:
-            trainer = _prepare(config, log)
+            trainer, report = _prepare(config, log)
         except DryRun:
             LOGGER.info("dry run: options, data and model are in order; nothing is written")
             return EXIT_OK
@@ -75,7 +73,8 @@ def launch(config: TrainConfig) -> int:
             return _fail(EXIT_INTERRUPTED, "interrupted before the first step")
         start = time.monotonic()
         try:
-            trainer.fit()
+            with report.until_the_end():
+                trainer.fit(report.after_epoch)
         except RunEnded as end:
             return _fail(end.code, str(end))
         except DataError as error:
@@ -122,16 +121,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _prepare(config: TrainConfig, log: RunLog) -> Trainer:
+def _prepare(config: TrainConfig, log: RunLog) -> tuple[Trainer, HtmlReport]:
     """Everything before the first step. Nothing is left behind if the data is refused."""
-    LOGGER.info("command: %s", shlex.join([Path(sys.executable).name, *sys.argv]))
+    LOGGER.info("command: %s", command())
     device = pick_device(config.device)
     LOGGER.info(
-        "fastseg-losses %s, torch %s, Python %s, device %s, %d threads",
-        fastseg_losses.__version__,
-        torch.__version__,
-        platform.python_version(),
-        torch.cuda.get_device_name(device) if device.type == "cuda" else device,
+        "%s, device %s, %d threads",
+        ", ".join(f"{name} {version}" for name, version in versions().items()),
+        device_name(device),
         torch.get_num_threads(),
     )
     if config.output_dir is not None:
@@ -145,27 +142,30 @@ def _prepare(config: TrainConfig, log: RunLog) -> Trainer:
         size = max(32, config.image_size)
         index = write_synthetic_set(folder / "synthetic", image_size=size, mode=config.mode)
         LOGGER.info("no --data given: generated the synthetic set %s", index)
-        splits, census, _ = _open_data(config, index)
+        splits, censuses, _ = _open_data(config, index)
     else:
-        splits, census, bits = _open_data(config, Path(config.data))
+        splits, censuses, bits = _open_data(config, Path(config.data))
         if config.dry_run:
             raise DryRun
         config = dataclasses.replace(config, image_bits=bits)
         folder = _open_folder(config, log)
     # Again: how many random numbers the census or the set took must not reach the training.
     seed_everything(config.seed)
-    trainer = _assemble(config, model, criterion, splits, census, folder, device)
+    trainer = _assemble(config, model, criterion, splits, censuses[0], folder, device)
     LOGGER.info("model: %s", describe(model))
     weights = ", ".join(f"{name}={value}" for name, value in config.loss_arguments().items())
     LOGGER.info("loss: %s%s", config.loss, f" ({weights})" if weights else "")
     if config.labels is not None:
         LOGGER.info("classes: %d, ignored value %d", config.channels, config.labels.ignore_index)
     LOGGER.info("run folder: %s", folder)
-    return trainer
+    named = dict(zip(("training", "validation"), censuses, strict=True))
+    return trainer, HtmlReport(trainer, named)
 
 
-def _open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census | ClassCensus, int | None]:
-    """The two sides, the census of the training side, and the bits of 16-bit images."""
+def _open_data(
+    config: TrainConfig, path: Path
+) -> tuple[Splits, tuple[Census | ClassCensus, Census | ClassCensus], int | None]:
+    """The two sides, the census of each, and the bits of 16-bit images."""
     splits = open_index(
         path,
         val_path=config.val,
@@ -194,7 +194,7 @@ def _open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census | ClassC
             if labels is None
             else "the validation rows do not show two classes: their scores mean nothing"
         )
-    return splits, census, _image_bits(config, census, val_census)
+    return splits, (census, val_census), _image_bits(config, census, val_census)
 
 
 def _image_bits(config: TrainConfig, *censuses: RowCensus) -> int | None:

@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,20 @@ class Trainer:
         self._classes = 0 if config.labels is None else config.labels.num_classes
         self.epoch = 0
         self.step = 0
-        self.alarms: list[Finding] = []
+        self.findings: list[Finding] = []
         self._interrupted = False
         self._shown: dict[str, float] = {}
 
-    def fit(self) -> None:
+    @property
+    def alarms(self) -> list[Finding]:
+        """What the monitor warned of; its findings without the recoveries."""
+        return [finding for finding in self.findings if finding.cause is not Cause.RECOVERED]
+
+    def fit(self, after_epoch: Callable[[], object] = lambda: None) -> None:
         """Train to the end.
+
+        Args:
+            after_epoch: called when an epoch is complete and its files are written.
 
         Raises:
             RunEnded: the run ended early: NaN or Inf, a collapse under ``--on-collapse stop``,
@@ -115,6 +123,7 @@ class Trainer:
                     if not self._interrupted:
                         raise
                 self._end_if_interrupted()
+                after_epoch()
                 if self.config.patience is not None and self.outputs.stale >= self.config.patience:
                     LOGGER.info("early stop: no better score for %d epochs", self.outputs.stale)
                     return
@@ -196,12 +205,12 @@ class Trainer:
             self._act_on(finding)
 
     def _act_on(self, finding: Finding) -> None:
+        if finding.is_fatal:
+            self._end_non_finite(finding.message)
+        self.findings.append(finding)
         if finding.cause is Cause.RECOVERED:
             LOGGER.info("%s", finding)
             return
-        if finding.is_fatal:
-            self._end_non_finite(finding.message)
-        self.alarms.append(finding)
         LOGGER.warning("%s", finding)
         accepted = finding.cause is Cause.NO_FOREGROUND and self.config.allow_no_foreground
         if self.config.on_collapse == "stop" and finding.is_collapse and not accepted:
@@ -212,6 +221,7 @@ class Trainer:
         """The weights are lost (or about to be): keep what the last good epoch saved."""
         name = first_nonfinite(self.model)
         where = f"first parameter that is not finite: {name}" if name else "parameters still finite"
+        self.findings.append(Finding(Cause.NON_FINITE, self.step, f"{message} ({where})"))
         LOGGER.error("NaN or Inf: %s (%s, step %d)", message, where, self.step)
         kept = (
             "last.pt is that of the last good epoch"
