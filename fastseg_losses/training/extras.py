@@ -9,6 +9,7 @@ PACKAGES = {
     "tqdm": "tqdm",
     "matplotlib": "matplotlib",
     "yaml": "pyyaml",
+    "jinja2": "jinja2",
 }
 
 
