@@ -2,7 +2,8 @@
 
 A row is in one of three states, and `has_segmentation` alone decides: annotated with foreground,
 annotated and empty, not annotated. The mask cell of a row that is not annotated is never read, so
-null, zeros and garbage give the same sample, bit for bit.
+null, zeros and garbage give the same sample, bit for bit. The one exception is asked for: with
+`pseudo_confidence`, rows that are not annotated and whose `mask_source` names a pseudo-mask.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ from fastseg_losses.training.decode import (
     upright_size,
 )
 from fastseg_losses.training.index import IndexTable
-from fastseg_losses.training.labels import Labels
+from fastseg_losses.training.labels import BINARY_IGNORED, Labels
+from fastseg_losses.training.pseudo_columns import CONFIDENCE, unsure_pixels
 
 # ImageNet's mean and standard deviation of RGB in [0, 1], which published encoders expect:
 # image = (rgb / 255 - MEAN) / STD.
@@ -46,8 +48,9 @@ class Sample(TypedDict):
     """One row as the loader collates it; a batch has the same keys with a leading dimension."""
 
     image: Tensor  # float32 (3, S, S), normalised
-    mask: Tensor  # (1, S, S), uint8 0 or 1, or class ids of `Labels.dtype`; zero if not annotated
+    mask: Tensor  # (1, S, S), uint8 0 or 1, or class ids of `Labels.dtype`; zero if there is none
     valid: Tensor  # bool (), whether the row is annotated
+    pseudo: Tensor  # bool (), whether the mask is a pseudo-mask; never where `valid` is true
     row: int  # row in the index, from 0
 
 
@@ -70,6 +73,7 @@ class ParquetSegmentation(Dataset[Sample]):
         cache_bytes: int = SAMPLE_CACHE_BYTES,
         labels: Labels | None = None,
         image_bits: int = 16,
+        pseudo_confidence: float | None = None,
     ) -> None:
         """Selects rows of an index.
 
@@ -84,6 +88,8 @@ class ParquetSegmentation(Dataset[Sample]):
                 number of workers); 0 turns it off.
             labels: What the values of the masks mean, for class ids; None: foreground or not.
             image_bits: How many of their 16 bits 16-bit grey images use.
+            pseudo_confidence: Pseudo-masks are read, and their pixels of a lower confidence are
+                ignored (255, or `Labels.ignore_index`); None: pseudo-masks are never read.
 
         Raises:
             ValueError: `image_size`, `seed` or a row is out of range.
@@ -103,6 +109,7 @@ class ParquetSegmentation(Dataset[Sample]):
         self.cache_bytes = cache_bytes
         self.labels = labels
         self.image_bits = image_bits
+        self.pseudo_confidence = pseudo_confidence
         self._mask_dtype = np.dtype("uint8" if labels is None else labels.dtype)
         self._decoded: dict[int, tuple[_Pixels, _Mask]] = {}
 
@@ -131,6 +138,7 @@ class ParquetSegmentation(Dataset[Sample]):
             image=normalised(image),
             mask=torch.from_numpy(mask.copy()),
             valid=torch.tensor(bool(self.index.has_segmentation[row])),
+            pseudo=torch.tensor(self._reads_pseudo(row)),
             row=row,
         )
 
@@ -142,15 +150,37 @@ class ParquetSegmentation(Dataset[Sample]):
         picture = open_picture(encoded, where, max_pixels=index.max_pixels)
         full_size = upright_size(picture)
         image = resized(image_pixels(picture, where, bits=self.image_bits), self.image_size)
+        mask: _Mask | None = None
         if index.has_segmentation[row]:
-            mask = _read_mask(index, row, full_size, self.labels)
+            mask = _read_mask(index, row, index.mask_cell(row), full_size, self.labels)
+        elif self._reads_pseudo(row):
+            mask = self._read_pseudo(row, full_size)
+        if mask is None:
+            sample = (image, np.zeros((1, *size), self._mask_dtype))
+        else:
             nearest = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
             sample = (image, np.asarray(nearest)[None])
-        else:
-            sample = (image, np.zeros((1, *size), self._mask_dtype))
         if self._keeps_decoded():
             self._decoded[row] = sample
         return sample
+
+    def _reads_pseudo(self, row: int) -> bool:
+        return self.pseudo_confidence is not None and bool(self.index.pseudo.rows[row])
+
+    def _read_pseudo(self, row: int, image_size: tuple[int, int]) -> _Mask:
+        """Reads a pseudo-mask (H, W); what it is not sure of holds the ignored value."""
+        assert self.pseudo_confidence is not None
+        index = self.index
+        mask = _read_mask(index, row, index.pseudo_cell(row, "mask"), image_size, self.labels)
+        unsure = unsure_pixels(
+            index.encoded(index.pseudo_cell(row, CONFIDENCE), row, CONFIDENCE),
+            index.where(row, CONFIDENCE),
+            threshold=self.pseudo_confidence,
+            size=image_size,
+            max_pixels=index.max_pixels,
+        )
+        ignored = BINARY_IGNORED if self.labels is None else self.labels.ignore_index
+        return np.where(unsure, mask.dtype.type(ignored), mask)
 
     def _keeps_decoded(self) -> bool:
         worker = get_worker_info()
@@ -160,11 +190,15 @@ class ParquetSegmentation(Dataset[Sample]):
 
 
 def _read_mask(
-    index: IndexTable, row: int, image_size: tuple[int, int], labels: Labels | None
+    index: IndexTable,
+    row: int,
+    cell: bytes | str,
+    image_size: tuple[int, int],
+    labels: Labels | None,
 ) -> _Mask:
-    """Reads the mask of an annotated row as 0 and 1, or as class ids, in its own size (H, W)."""
+    """Reads a row's mask cell as 0 and 1, or as class ids, in its own size (H, W)."""
     where = index.where(row, "mask")
-    encoded = index.encoded(index.mask_cell(row), row, "mask")
+    encoded = index.encoded(cell, row, "mask")
     picture = open_picture(encoded, where, max_pixels=index.max_pixels)
     check_same_size(upright_size(picture), image_size, where)
     if labels is not None:

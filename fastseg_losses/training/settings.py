@@ -79,6 +79,7 @@ def check_settings(config: TrainConfig) -> None:
     good = not config.dry_run or config.data is not None
     _check(config, "dry_run", good, "--data beside --dry-run")
     _check_weights(config)
+    _check_pseudo(config)
     if config.labels is not None and config.data is None:
         for name, value in (
             ("num_classes", SYNTHETIC_CLASSES),
@@ -99,6 +100,17 @@ def _check_weights(config: TrainConfig) -> None:
         _check(config, name, good, "a finite number of at least 0")
     if not any(config.weights().values()):
         raise ValueError("bce_weight and the other weights: expected one above 0, got all 0")
+
+
+def _check_pseudo(config: TrainConfig) -> None:
+    weight, sure = config.pseudo_weight, config.pseudo_confidence
+    good = weight is None or (math.isfinite(weight) and weight > 0)
+    _check(config, "pseudo_weight", good, "a finite number above 0")
+    good = weight is None or config.data is not None
+    _check(config, "pseudo_weight", good, "--data beside --pseudo-weight")
+    _check(config, "pseudo_confidence", 0 <= sure <= 1, "a number from 0 to 1")
+    good = weight is not None or sure == type(config).pseudo_confidence
+    _check(config, "pseudo_confidence", good, "--pseudo-weight beside --pseudo-confidence")
 
 
 def _check(config: TrainConfig, name: str, good: bool, expected: str) -> None:

@@ -32,6 +32,7 @@ from fastseg_losses.training.exit_codes import (
     EXIT_NON_FINITE,
 )
 from fastseg_losses.training.findings import Cause, Finding
+from fastseg_losses.training.objective import Objective
 from fastseg_losses.training.outputs import Outputs
 from fastseg_losses.training.progress import Progress
 from fastseg_losses.training.ring import StatsRing
@@ -83,6 +84,7 @@ class Trainer:
         self.config = config
         self.model = model.to(device)
         self.criterion = criterion.to(device)
+        self.objective = Objective(self.criterion, config.pseudo_weight)
         self.train_loader = train_loader
         self.val_loader = val_loader
         self.monitor = monitor
@@ -121,10 +123,8 @@ class Trainer:
 
     def train_step(self, batch: dict[str, Any]) -> None:
         """One optimizer step. On CUDA it neither waits for the device nor reads from it."""
-        images, masks, valid = self._to_device(batch)
-        loss, _ = self.criterion(
-            self.model(images), masks, valid, return_stats=True, stats_out=self.ring.next_row()
-        )
+        moved = self._to_device(batch)
+        loss = self.objective(self.model(moved["image"]), moved, self.ring.next_row())
         loss.backward()
         self.updates.step()
         self.ring.commit()
@@ -229,10 +229,12 @@ class Trainer:
         self.model.eval()
         with Progress(_count(self.val_loader), "validation") as progress:
             for batch in self.val_loader:
-                images, masks, valid = self._to_device(batch)
+                moved = self._to_device(batch)
                 out = self.val_ring.next_row()
-                logits = self.model(images)
-                self.criterion(logits, masks, valid, return_stats=True, stats_out=out)
+                logits = self.model(moved["image"])
+                self.criterion(
+                    logits, moved["mask"], moved["valid"], return_stats=True, stats_out=out
+                )
                 self.val_ring.commit()
                 for snapshot in self._decoded(self.val_ring.ready()):
                     tally.add(snapshot)
@@ -247,11 +249,11 @@ class Trainer:
     def _save_last(self) -> None:
         self.outputs.save_last(self.model, self.updates.optimizer, epoch=self.epoch, step=self.step)
 
-    def _to_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        image, mask, valid = (
-            batch[name].to(self.device, non_blocking=True) for name in ("image", "mask", "valid")
-        )
-        return image, mask, valid
+    def _to_device(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        names = ["image", "mask", "valid"]
+        if self.config.pseudo_weight is not None:
+            names.append("pseudo")
+        return {name: batch[name].to(self.device, non_blocking=True) for name in names}
 
     def _decoded(self, rows: list[list[float]]) -> Iterator[SegmentationSnapshot]:
         return (decode(row, self.criterion.term_names, self._classes) for row in rows)
