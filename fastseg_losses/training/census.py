@@ -140,18 +140,23 @@ class Census(RowCensus):
     """The census of binary masks.
 
     Attributes:
-        foreground: Annotated rows whose mask has a non-zero value.
+        foreground_rows: Annotated rows whose mask has a non-zero value, sorted.
         empty: Annotated rows whose mask is all zero.
         nonzero_share: Share of the readable masks that have a non-zero value; 0 if there is none.
         foreground_mean: Mean foreground share of the readable masks, empty ones included.
         foreground_median: Its median.
     """
 
-    foreground: int
+    foreground_rows: tuple[int, ...]
     empty: int
     nonzero_share: float
     foreground_mean: float
     foreground_median: float
+
+    @property
+    def foreground(self) -> int:
+        """How many annotated rows have a mask with a non-zero value."""
+        return len(self.foreground_rows)
 
     @property
     def learnable(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from fastseg_losses.training.config import TrainConfig, resolve
+from fastseg_losses.training.config_file import read_settings, settings_to_resume
 from fastseg_losses.training.exit_codes import (
     EXIT_BAD_INPUT,
     EXIT_COLLAPSED,
@@ -61,11 +62,11 @@ def as_typed(message: str, fields: Collection[str] | None = None) -> str:
 
     Args:
         message: The message.
-        fields: The names that are options; None: those of `TrainConfig`.
+        fields: The names that are options; None: those of `train.py` itself.
     """
-    if fields is None:
-        fields = {field.name for field in dataclasses.fields(TrainConfig)}
     name = re.match(r"\w+(?=:| and )", message)
+    if fields is None:
+        fields = {"config", *(field.name for field in dataclasses.fields(TrainConfig))}
     if name is None or name[0] not in fields:
         return message
     return flag_of(name[0]) + message[name.end() :]
@@ -96,7 +97,10 @@ def build_parser() -> Parser:
         # SUPPRESS: only what the user typed reaches resolve(), which knows the defaults.
         if meta["parse"] is bool:
             group.add_argument(
-                flag, action="store_true", default=argparse.SUPPRESS, help=meta["help"]
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=meta["help"],
             )
             continue
         shown = meta["help"] if default is None else f"{meta['help']} (default: {default})"
@@ -108,6 +112,13 @@ def build_parser() -> Parser:
             default=argparse.SUPPRESS,
             help=shown,
         )
+    groups["run"].add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="settings from a YAML or JSON file, by the names of these options; a run's "
+        "config.json is one. What is typed beside it wins",
+    )
     return parser
 
 
@@ -116,6 +127,10 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
     parser = build_parser()
     given = vars(parser.parse_args(argv))
     try:
+        if "config" in given:
+            given = read_settings(given.pop("config")) | given
+        if given.get("resume") is not None:
+            given = settings_to_resume(given["resume"], given)
         return resolve(given)
     except ValueError as error:
         parser.error(as_typed(str(error)))

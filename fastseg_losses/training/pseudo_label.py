@@ -155,9 +155,10 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _make_predictor(options: argparse.Namespace) -> Predictor:
-    from fastseg_losses.training.launch import pick_device
+    from fastseg_losses.training.device import pick_device
+    from fastseg_losses.training.distributed import World
 
-    device = pick_device(options.device)
+    device = pick_device(options.device, World())
     if options.predictor == "checkpoint":
         from fastseg_losses.training.checkpoint_predictor import CheckpointPredictor
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fastseg_losses.training.labels import Labels
 from fastseg_losses.training.predictor import Prediction, digest
-from fastseg_losses.training.samples import normalised, resized
+from fastseg_losses.training.samples import as_rgb, normalised, resized
 
 # Prompts in one pass of the mask decoder.
 AT_ONCE = 64
@@ -102,7 +102,7 @@ class Sam2Predictor:
     ) -> Prediction:
         """See `Predictor`; boxes hold all objects of the image, so that outside is ground."""
         # What Sam2Processor does to an image, which needs torchvision: a square, ImageNet's mean.
-        pixels = normalised(resized(image, self.size))[None].to(self.device)
+        pixels = normalised(as_rgb(resized(image, self.size))[None].to(self.device))
         embeddings = self.net.get_image_embeddings(pixels)
         if boxes is None:
             evidence = self._from_points(embeddings)

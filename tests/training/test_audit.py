@@ -31,6 +31,7 @@ def test_counts_of_a_mixed_set(tmp_path: Path) -> None:
     assert isinstance(found, Census)
     assert found.rows == 7
     assert found.annotated == 4
+    assert found.foreground_rows == (0, 3, 4)
     assert found.foreground == 3
     assert found.empty == 1
     assert found.unannotated == 3
@@ -61,8 +62,8 @@ def test_sixteen_bit_images_are_looked_at(largest: int, bits: int, tmp_path: Pat
 
 def test_only_the_rows_asked_for_are_counted(tmp_path: Path) -> None:
     path = write_simple(tmp_path / "s.parquet", 6, mask=[mask(0), zeros()] * 3)
-    found = census(path, [5, 0, 3])
-    assert (found.rows, found.foreground, found.empty) == (3, 1, 2)
+    found = census(path, [5, 4, 3])
+    assert (found.rows, found.foreground_rows, found.empty) == (3, (4,), 2)
     assert census(path, []).rows == 0
 
 

@@ -18,7 +18,7 @@ from fastseg_losses.training.sam2_predictor import (
     box_evidence,
     point_evidence,
 )
-from fastseg_losses.training.samples import normalised, resized
+from fastseg_losses.training.samples import as_rgb, normalised, resized
 
 CPU = torch.device("cpu")
 SIZE = 64
@@ -79,7 +79,7 @@ def test_boxes_prompt_the_net_as_its_own_forward_does(folder: Path) -> None:
     scaled = torch.from_numpy(BOXES) * torch.tensor([SIZE / 50, SIZE / 40] * 2)
     with torch.no_grad():
         out = predictor.net(
-            pixel_values=normalised(resized(picture(), SIZE))[None],
+            pixel_values=normalised(as_rgb(resized(picture(), SIZE))[None]),
             input_boxes=scaled[None],
             multimask_output=False,
         )
