@@ -46,6 +46,7 @@ def make_loaders(
         more["foreground_share"] = config.oversample_foreground
 
     def loader(split: Split, *, train: bool) -> DataLoader[Sample]:
+        use_pseudo = train and config.pseudo_weight is not None
         data = ParquetSegmentation(
             split.index,
             split.rows,
@@ -55,6 +56,7 @@ def make_loaders(
             cache_bytes=config.cache_mb * 2**20,
             labels=config.labels,
             image_bits=config.image_bits or 16,
+            pseudo_confidence=config.pseudo_confidence if use_pseudo else None,
         )
         made = make_loader(
             data,

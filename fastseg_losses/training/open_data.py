@@ -28,6 +28,7 @@ def open_data(
         val_fraction=config.val_fraction,
         seed=config.seed,
         keep_unannotated=config.keep_unannotated,
+        use_pseudo=config.pseudo_weight is not None,
         allow_outside=config.allow_outside,
     )
     for text in splits.left_out:
@@ -37,6 +38,7 @@ def open_data(
     log_census("training rows", census)
     val_census = take_census(splits.val_all.index, splits.val_all.rows, labels=labels)
     log_census("validation rows", val_census)
+    _say_about_pseudo(config, path, census)
     for problem in (*census.problems, *val_census.problems):
         count = census.unreadable + val_census.unreadable
         raise ValueError(f"{problem} (unreadable: {count}; debug_masks.py lists them)")
@@ -51,6 +53,32 @@ def open_data(
             else "the validation rows do not show two classes: their scores mean nothing"
         )
     return splits, (census, val_census), _image_bits(config, census, val_census)
+
+
+def _say_about_pseudo(config: TrainConfig, path: Path, census: RowCensus) -> None:
+    """Whether pseudo-masks take part.
+
+    Raises:
+        ValueError: they should, and there are none.
+    """
+    if config.pseudo_weight is None:
+        if census.pseudo:
+            LOGGER.warning(
+                "%d training rows hold a pseudo-mask, which is not used: --pseudo-weight uses them",
+                census.pseudo,
+            )
+        return
+    if not census.pseudo:
+        raise ValueError(
+            f"pseudo_weight: expected training rows with a pseudo-mask, got none in {path}; "
+            "`train.py pseudo-label` makes them"
+        )
+    LOGGER.info(
+        "pseudo-masks: %d training rows, weight %g, pixels below a confidence of %g are ignored",
+        census.pseudo,
+        config.pseudo_weight,
+        config.pseudo_confidence,
+    )
 
 
 def _image_bits(config: TrainConfig, *censuses: RowCensus) -> int | None:

@@ -100,6 +100,7 @@ def check_settings(config: TrainConfig) -> None:
     _check(config, "overfit_batches", good, "none beside --oversample-foreground")
     _check_weights(config)
     _check_augmentation(config)
+    _check_pseudo(config)
     if config.labels is not None and config.data is None:
         for name, value in (
             ("num_classes", SYNTHETIC_CLASSES),
@@ -107,6 +108,17 @@ def check_settings(config: TrainConfig) -> None:
         ):
             good = getattr(config, name) in (value, None)
             _check(config, name, good, f"{value} without --data, as in the synthetic set")
+
+
+def _check_pseudo(config: TrainConfig) -> None:
+    weight, sure = config.pseudo_weight, config.pseudo_confidence
+    good = weight is None or (math.isfinite(weight) and weight > 0)
+    _check(config, "pseudo_weight", good, "a finite number above 0")
+    good = weight is None or config.data is not None
+    _check(config, "pseudo_weight", good, "--data beside --pseudo-weight")
+    _check(config, "pseudo_confidence", 0 <= sure <= 1, "a number from 0 to 1")
+    good = weight is not None or sure == type(config).pseudo_confidence
+    _check(config, "pseudo_confidence", good, "--pseudo-weight beside --pseudo-confidence")
 
 
 def check_strength(name: str, value: float) -> None:

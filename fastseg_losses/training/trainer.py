@@ -35,6 +35,7 @@ from fastseg_losses.training.endings import Endings
 from fastseg_losses.training.exit_codes import EXIT_COLLAPSED, EXIT_NON_FINITE
 from fastseg_losses.training.findings import Cause, Finding
 from fastseg_losses.training.net import Net
+from fastseg_losses.training.objective import Objective
 from fastseg_losses.training.outputs import Outputs
 from fastseg_losses.training.profile import StepProfiler
 from fastseg_losses.training.progress import Progress
@@ -97,7 +98,8 @@ class Trainer:
         self._epoch_steps = math.ceil(len(train_loader) / config.accumulate)
         scaled = self.net.precision is torch.float16
         self.updates = Updates(config, self.net.model, self._epoch_steps, scaled=scaled)
-        self._shares = ValidShares(config.ignored_value, self.world, device)
+        shares = ValidShares(config.ignored_value, self.world, device)
+        self.objective = Objective(self.criterion, shares, config.pseudo_weight)
         width = criterion.stats_size(config.channels)
         self.ring = StatsRing(config.check_every, width, device)
         self.val_ring = StatsRing(config.check_every, width, device)
@@ -151,17 +153,12 @@ class Trainer:
     def train_step(self, *batches: dict[str, Any]) -> None:
         """One optimizer step on the batches joined. On CUDA the host does not wait for it."""
         last = len(batches) - 1
-        for k, (batch, share) in enumerate(zip(batches, self._shares.of(batches), strict=True)):
-            images, masks, valid = to_device(batch, self.device)
+        factors = self.objective.factors(batches)
+        for k, (batch, factor) in enumerate(zip(batches, factors, strict=True)):
+            moved = to_device(batch, self.device, self.objective.needs)
             with self.net.without_exchange(k < last):
-                loss, _ = self.criterion(
-                    self.net(images),
-                    masks,
-                    valid,
-                    return_stats=True,
-                    stats_out=self.ring.next_row(),
-                )
-                self.updates.backward(loss if share is None else loss * share)
+                logits = self.net(moved["image"])
+                self.updates.backward(self.objective(logits, moved, self.ring.next_row(), factor))
             self.ring.commit()
         self.updates.step()
         if self.net.average is not None:
