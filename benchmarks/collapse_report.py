@@ -72,7 +72,8 @@ def block(content: Row, name: str) -> str:
 
 def setting(content: Row, name: str) -> str:
     """What was run, on what."""
-    s, m, nuclei = content["settings"], content["machine"], content["sets"]["nuclei"]
+    s, m = content["settings"], content["machine"]
+    nuclei, sparse = content["sets"]["nuclei"], content["sets"]["sparse"]
     return (
         f"Measured ({content['date']}, {m['device']}, torch {m['torch']}; "
         f"[all numbers](../benchmarks/results/{name}.md), "
@@ -82,7 +83,10 @@ def setting(content: Row, name: str) -> str:
         f"AdamW at {s['lr']:g} with warm-up and cosine, {s['steps']} steps of {s['batch_size']}, "
         f"{s['seeds']} seed{'s' * (s['seeds'] > 1)}. Undrawn rows are chosen by lot. The numbers: "
         "validation Dice at the end, against the true masks, one for each seed; below it the step "
-        "of the monitor's first alarm, where there was one."
+        "of the monitor's first alarm, where there was one. The sparse set: the same images with "
+        "one small nucleus in about half of them and none in the others, all other nuclei painted "
+        "over with the image's own background, so that every mask is right; "
+        f"{sparse['train_foreground']:.2%} of its pixels are foreground."
     )
 
 

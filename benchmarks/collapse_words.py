@@ -147,8 +147,10 @@ def damage(rows: Sequence[Row]) -> str:
     if not (lived and others):
         return ""
     return (
-        "A run that survives carries the damage in its training loss: Dice with 60 % read as empty "
-        f"ends at {span(lived, 'loss')}, with the same rows ignored at {span(others, 'loss')}."
+        "A run that survives shows the damage in training: the loss of Dice with 60 % read as "
+        f"empty ends at {span(lived, 'loss')}, with the same rows ignored at "
+        f"{span(others, 'loss')}; it predicts {span(lived, 'pred_positive')} of the pixels, where "
+        f"its masks say {span(lived, 'target_mean')}."
     )
 
 
@@ -193,12 +195,26 @@ def listed(what: str, rows: Sequence[Row]) -> str:
     texts = []
     for row in rows:
         text = f"{named(row)}, seed {row['seed']}: Dice {score(row['last']['val_dice'])}"
+        if is_collapsed(row):
+            text += f", under {COLLAPSED_DICE:g} since step {collapsed_since(row)}"
         if alarms(row):
-            text += f", alarm at step {first_step(row)} ({alarms(row)[0]['cause']})"
+            alarm = alarms(row)[0]
+            then = next(p["val_dice"] for p in row["curve"] if p["step"] >= alarm["step"])
+            text += f", alarm at step {alarm['step']} ({alarm['cause']}; Dice {score(then)} then)"
         if recovered(row):
             text += ", taken back later"
         texts.append(text)
     return f" {what}: {'; '.join(texts)}."
+
+
+def collapsed_since(row: Row) -> int:
+    """The first check of the collapse that a run ended with."""
+    since = row["last"]["step"]
+    for point in reversed(row["curve"]):
+        if (point["val_dice"] or 0.0) >= COLLAPSED_DICE:
+            break
+        since = point["step"]
+    return int(since)
 
 
 def named(row: Row) -> str:

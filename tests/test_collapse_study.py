@@ -1,6 +1,7 @@
 """The collapse study: what it draws, its rule, its table, and a small run from end to end."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,18 @@ def test_the_sentences_count_alarms_and_name_what_differs() -> None:
     text = "\n".join(collapse_words.sentences(content(*rows)))
     assert "2 of 5 did. The highest of these ended at .010, the lowest of the others at" in text
     assert "an alarm in 1 of the 2 collapsed runs, the first at step 50 to 50" in text
-    assert "Without one: BCE, 60 % undrawn, read as empty, seed 1: Dice .010." in text
+    silent = "BCE, 60 % undrawn, read as empty, seed 1: Dice .010, under 0.05 since step 50."
+    assert f"Without one: {silent}" in text
     assert "the 2 other runs on the nuclei set, 1 had an alarm" in text
     assert "(a remark: 1). With an alarm: Dice, 60 % undrawn" in text
     assert "the 1 other runs on the sparse set, 0 had an alarm." in text
     assert "Dice did not collapse here. Collapsed, read as empty: at 60 % 0 of 2 (BCE: 2)" in text
+
+
+def test_a_collapse_is_dated_by_the_check_that_it_began_with() -> None:
+    dices = {50: 0.01, 100: 0.4, 150: 0.02, 200: None}
+    curve = [{"step": step, "val_dice": dice} for step, dice in dices.items()]
+    assert collapse_words.collapsed_since(row(None, curve=curve, last=curve[-1])) == 150
 
 
 def test_the_table_has_a_line_for_each_condition_and_the_alarms_below() -> None:
@@ -160,7 +168,7 @@ def test_missing_markers_are_an_error(text: str) -> None:
 def test_the_documentation_shows_the_committed_results() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     shown = text.partition(collapse_report.BEGIN)[2].partition(collapse_report.END)[0]
-    (name,) = {part.partition(".json")[0] for part in shown.split("benchmarks/results/")[2:3]}
+    (name,) = re.findall(r"\(\.\./benchmarks/results/([\w-]+)\.json\)", shown)
     results = ROOT / "benchmarks" / "results" / f"{name}.json"
     made = collapse_report.read(results)
     assert shown.strip() == collapse_report.block(made, name)
