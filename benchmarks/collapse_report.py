@@ -73,6 +73,7 @@ def block(content: Row, name: str) -> str:
 def setting(content: Row, name: str) -> str:
     """What was run, on what."""
     s, m = content["settings"], content["machine"]
+    seeds = len({row["seed"] for row in content["rows"]})
     nuclei, sparse = content["sets"]["nuclei"], content["sets"]["sparse"]
     return (
         f"Measured ({content['date']}, {m['device']}, torch {m['torch']}; "
@@ -81,7 +82,7 @@ def setting(content: Row, name: str) -> str:
         f"{nuclei['train_rows']} training and {nuclei['val_rows']} validation images at "
         f"{s['size']}x{s['size']}, `LightweightUNet` of widths {', '.join(map(str, s['widths']))}, "
         f"AdamW at {s['lr']:g} with warm-up and cosine, {s['steps']} steps of {s['batch_size']}, "
-        f"{s['seeds']} seed{'s' * (s['seeds'] > 1)}. Undrawn rows are chosen by lot. The numbers: "
+        f"{seeds} seed{'s' * (seeds > 1)}. Undrawn rows are chosen by lot. The numbers: "
         "validation Dice at the end, against the true masks, one for each seed; below it the step "
         "of the monitor's first alarm, where there was one. The sparse set: the same images with "
         "one small nucleus in about half of them and none in the others, all other nuclei painted "

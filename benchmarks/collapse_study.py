@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from collapse_data import load, pack
-from collapse_report import write_report
+from collapse_report import read, write_report
 from collapse_runs import LOSSES, Cell, Settings, all_cells, run_cell, start_worker
 
 import fastseg_losses
@@ -39,10 +39,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(arguments: list[str] | None = None) -> int:
     """Pack, run, report."""
-    options = parser().parse_args(arguments)
+    cli = parser()
+    options = cli.parse_args(arguments)
     if options.from_json is not None:
         write_report(options.from_json, ROOT)
         return 0
+    if options.index is None or (options.pack is None and options.output is None):
+        cli.error("expected INDEX with --output or --pack, or --from-json")
     if options.pack is not None:
         pack(options.index, options.pack, size=options.size, losses=LOSSES)
         return 0
@@ -58,7 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def study(packed: Path, options: argparse.Namespace) -> None:
-    """Run every chosen cell; the JSON is written after each, so that a study cut off keeps them."""
+    """Run every chosen cell that the output does not hold yet; the JSON is written after each.
+
+    Raises:
+        ValueError: the output holds results of other settings or of another machine.
+    """
     sets = load(packed).sets
     settings = Settings(
         size=sets["nuclei"].images.shape[-1],
@@ -73,7 +80,7 @@ def study(packed: Path, options: argparse.Namespace) -> None:
     content = {
         "machine": machine(options.device),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "settings": asdict(settings) | {"seeds": options.seeds, "jobs": options.jobs},
+        "settings": asdict(settings),
         "losses": LOSSES,
         "sets": {
             name: {
@@ -87,7 +94,8 @@ def study(packed: Path, options: argparse.Namespace) -> None:
         },
         "rows": [],
     }
-    began = time.monotonic()
+    done = earlier(options.output, content)
+    missing = [cell for cell in cells if cell not in done]
     pool = ProcessPoolExecutor(
         options.jobs,
         get_context("spawn"),  # CUDA does not survive a fork
@@ -95,15 +103,26 @@ def study(packed: Path, options: argparse.Namespace) -> None:
         (packed, options.device, options.threads),
     )
     with pool:
-        started = {pool.submit(run_cell, cell, settings): cell for cell in cells}
-        done: dict[Cell, dict[str, Any]] = {}
+        began = time.monotonic()
+        started = {pool.submit(run_cell, cell, settings): cell for cell in missing}
         for future in as_completed(started):
             done[started[future]] = future.result()
-            content["seconds"] = round(time.monotonic() - began, 1)
-            content["rows"] = [done[cell] for cell in cells if cell in done]
+            every = all_cells(1 + max(cell.seed for cell in done))
+            content["rows"] = [done[cell] for cell in every if cell in done]
             write_json(options.output, content)
-            if len(done) % 10 == 0 or len(done) == len(cells):
-                print(f"{len(done)}/{len(cells)} runs, {content['seconds']:.0f} s", flush=True)
+            if len(done) % 10 == 0 or done.keys() >= set(cells):
+                print(f"{len(done)} runs, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def earlier(output: Path, content: dict[str, Any]) -> dict[Cell, dict[str, Any]]:
+    """The runs of a study that was cut off, by cell."""
+    if not output.exists():
+        return {}
+    found = read(output)
+    for key in ("machine", "settings", "losses", "sets"):
+        if json.loads(json.dumps(content[key])) != found[key]:
+            raise ValueError(f"{output}: expected a new file or results of the same {key}")
+    return {Cell(*(row[name] for name in Cell._fields)): row for row in found["rows"]}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -118,9 +137,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def is_chosen(cell: Cell, only: list[str]) -> bool:
-    """Whether a cell is among the named ones: data, loss, or share and reading as in 60-empty."""
-    names = {cell.data, cell.loss, f"{cell.share:.0%}-{cell.reading}".replace("%", "")}
-    return not only or bool(names & set(only))
+    """Whether a cell is among the named ones.
+
+    Args:
+        cell: the cell.
+        only: data, loss, or share and reading as in 60-empty; several with commas between them
+            have to be true at once. Empty: every cell is.
+    """
+    names = {cell.data, cell.loss, f"{100 * cell.share:.0f}-{cell.reading}"}
+    return not only or any(set(item.split(",")) <= names for item in only)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -163,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--widths", type=lambda t: tuple(map(int, t.split(","))), default=Settings.widths
     )
-    cli.add_argument("--only", nargs="*", default=[], help="e.g. bce, sparse, 60-empty")
+    cli.add_argument("--only", nargs="*", default=[], help="e.g. bce sparse 60-empty,dice")
     return cli
 
 

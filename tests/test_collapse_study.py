@@ -1,12 +1,12 @@
 """The collapse study: what it draws, its rule, its table, and a small run from end to end."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import collapse_data
 import collapse_report
+import collapse_runs
 import collapse_study
 import collapse_words
 import numpy as np
@@ -56,7 +56,7 @@ def row(dice: float | None, *causes: str, **fields: Any) -> dict[str, Any]:
 
 def content(*rows: dict[str, Any]) -> dict[str, Any]:
     one = {"train_rows": 4, "val_rows": 2, "train_foreground": 0.1, "train_empty": 0}
-    settings = {"size": 8, "widths": [8], "lr": 1e-3, "steps": 50, "batch_size": 2, "seeds": 2}
+    settings = {"size": 8, "widths": [8], "lr": 1e-3, "steps": 50, "batch_size": 2}
     return {
         "machine": {"device": "cpu", "torch": "2"},
         "date": "2000-01-01",
@@ -107,6 +107,14 @@ def test_the_sparse_set_shows_what_its_masks_say(packed: Path) -> None:
     # Background is darker than 40, objects are brighter than 180.
     assert sparse.images.min(1)[kept].min() >= 180
     assert sparse.images.max(1)[~kept].max() < 40
+
+
+@pytest.mark.parametrize(
+    ("only", "count"), [([], 40), (["sparse"], 5), (["60-empty,dice", "bce"], 9), (["x"], 0)]
+)
+def test_only_what_is_named_runs(only: list[str], count: int) -> None:
+    cells = collapse_runs.all_cells(1)
+    assert len([cell for cell in cells if collapse_study.is_chosen(cell, only)]) == count
 
 
 def test_the_rule_does_not_ask_the_monitor() -> None:
@@ -183,8 +191,16 @@ def test_a_study_from_end_to_end(packed: Path, tmp_path: Path, monkeypatch: Any)
     output = tmp_path / "small.json"
     options = ["--steps", "20", "--check-every", "4", "--batch-size", "2", "--widths", "8,8"]
     only = ["--seeds", "1", "--only", "bce"]
-    assert collapse_study.main([str(packed), "--output", str(output), *options, *only]) == 0
-    rows = {collapse_words.condition_of(r): r for r in json.loads(output.read_text())["rows"]}
+    command = [str(packed), "--output", str(output), *options]
+    # The second call finds what the first has left and trains the rest.
+    first = ["--seeds", "1", "--only", "bce,100-empty", "--no-report"]
+    assert collapse_study.main([*command, *first]) == 0
+    (kept,) = collapse_report.read(output)["rows"]
+    assert collapse_study.main([*command, *only]) == 0
+    assert kept in collapse_report.read(output)["rows"]
+    with pytest.raises(ValueError, match="results of the same settings"):
+        collapse_study.main([*command, "--lr", "1"])
+    rows = {collapse_words.condition_of(r): r for r in collapse_report.read(output)["rows"]}
     assert set(rows) == set(collapse_words.CONDITIONS)
     refused = rows.pop(("nuclei", 1.0, "ignored"))
     assert refused["exit_code"] == EXIT_REFUSED and refused["curve"] == []
