@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastseg_losses.base import SegmentationLoss
+from fastseg_losses.training.joint_regions import JointRegions
 from fastseg_losses.training.valid_shares import ValidShares
 
 
@@ -37,6 +39,9 @@ class Objective:
         self.pseudo_weight = pseudo_weight
         self.needs = ("image", "mask", "valid", *(() if pseudo_weight is None else ("pseudo",)))
         self._shares = shares
+        spec, world = criterion.spec, shares.world
+        joined = world.size > 1 and spec.batch and spec.regions
+        self._joint = JointRegions(criterion, world) if joined else None
 
     def factors(self, batches: Sequence[dict[str, Any]]) -> list[Factors]:
         """What the losses of a step's micro-batches, still on the host, are multiplied with."""
@@ -68,12 +73,15 @@ class Objective:
         Returns:
             The loss, a scalar.
         """
-        masks = batch["mask"]
+        masks, valid = batch["mask"], batch["valid"]
         loss: Tensor
-        loss, _ = self.criterion(
-            logits, masks, batch["valid"], return_stats=True, stats_out=stats_out
-        )
-        loss = loss if factors.valid is None else loss * factors.valid
+        if self._joint is None:
+            loss, _ = self.criterion(logits, masks, valid, return_stats=True, stats_out=stats_out)
+            loss = loss if factors.valid is None else loss * factors.valid
+        else:
+            with torch.no_grad():  # the statistics stay those of this process
+                self.criterion(logits, masks, valid, return_stats=True, stats_out=stats_out)
+            loss = self._joint(logits, masks, valid, factors.valid)
         if self.pseudo_weight is None:
             return loss
         pseudo: Tensor = self.criterion(logits, masks, batch["pseudo"])

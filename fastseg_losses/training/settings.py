@@ -98,6 +98,11 @@ def check_settings(config: TrainConfig) -> None:
     _check(config, "dry_run", good, "--data beside --dry-run")
     good = config.overfit_batches is None or config.oversample_foreground is None
     _check(config, "overfit_batches", good, "none beside --oversample-foreground")
+    if config.batch_dice:
+        good = config.loss in ("combined", "dice", "iou", "tversky")
+        _check(config, "loss", good, "one with Dice, IoU or Tversky beside --batch-dice")
+        good = config.accumulate == 1
+        _check(config, "accumulate", good, "1 beside --batch-dice, which is about one batch")
     _check_weights(config)
     _check_augmentation(config)
     _check_pseudo(config)

@@ -36,6 +36,13 @@ class TrainingOptions:
         "pixels of a pseudo-mask whose confidence is lower count for nothing, 0 to 1",
         parse=float,
     )
+    batch_dice: bool = option(
+        "loss",
+        False,
+        "Dice, IoU and Tversky over the whole batch, under torchrun that of all processes, and not "
+        "image by image",
+        parse=bool,
+    )
     model: str | None = option(
         "training",
         None,
