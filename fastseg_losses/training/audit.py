@@ -79,8 +79,13 @@ def take_census(
             findings.extend(job.result() for job in jobs)
     problems = [f.problem for f in findings if f.problem is not None]
     deep = [f.deep_largest for f in findings if f.deep_largest is not None]
+    pseudo = [row for row in chosen if index.pseudo.rows[row]]
+    means = [m for row in pseudo if (m := index.pseudo.confidences[row]) is not None]
     common: dict[str, Any] = {
         "rows": len(chosen),
+        "pseudo": len(pseudo),
+        "pseudo_sources": tuple(sorted({str(index.pseudo.sources[row]) for row in pseudo})),
+        "pseudo_confidence": fmean(means) if means else None,
         "annotated": annotated,
         "unannotated": len(chosen) - annotated,
         "unreadable": len(problems),

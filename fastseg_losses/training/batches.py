@@ -35,12 +35,12 @@ def windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield window
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised images, masks and valid of a batch."""
-    image, mask, valid = (
-        batch[name].to(device, non_blocking=True) for name in ("image", "mask", "valid")
-    )
-    return normalised(image), mask, valid
+def to_device(
+    batch: dict[str, Any], device: torch.device, names: Iterable[str] = ("image", "mask", "valid")
+) -> dict[str, Tensor]:
+    """What a step needs of a batch, its images normalised."""
+    moved: dict[str, Tensor] = {name: batch[name].to(device, non_blocking=True) for name in names}
+    return moved | {"image": normalised(moved["image"])}
 
 
 def decoded(

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from fastseg_losses.training.config import TrainConfig, resolve
@@ -26,6 +26,9 @@ exit codes: {EXIT_OK} finished; {EXIT_BAD_INPUT} wrong option, unreadable input,
 that does not work; {EXIT_REFUSED} refused, the training rows show nothing to learn;
 {EXIT_COLLAPSED} stopped by --on-collapse stop; {EXIT_NON_FINITE} NaN or Inf;
 {EXIT_INTERRUPTED} Ctrl-C (last.pt is saved).
+
+train.py pseudo-label --help: fill the rows that nobody annotated with a net's masks, for
+--pseudo-weight.
 
 Without --data an embedded synthetic set is generated and trained on, with its own defaults:
 {", ".join(f"--{name.replace('_', '-')} {value}" for name, value in SYNTHETIC_DEFAULTS.items())}.
@@ -54,10 +57,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
-def as_typed(message: str) -> str:
-    """An error message that starts with a field's name, with the option in its place."""
+def as_typed(message: str, fields: Collection[str] | None = None) -> str:
+    """An error message that starts with a field's name, with the option in its place.
+
+    Args:
+        message: The message.
+        fields: The names that are options; None: those of `train.py` itself.
+    """
     name = re.match(r"\w+(?=:| and )", message)
-    fields = {"config", *(field.name for field in dataclasses.fields(TrainConfig))}
+    if fields is None:
+        fields = {"config", *(field.name for field in dataclasses.fields(TrainConfig))}
     if name is None or name[0] not in fields:
         return message
     return flag_of(name[0]) + message[name.end() :]

@@ -67,7 +67,9 @@ class TrainConfig(RunOptions, TrainingOptions, DataOptions):
 
     def loss_arguments(self) -> dict[str, Any]:
         """Keyword arguments for ``get_loss_function(config.loss, ...)``."""
-        arguments = self.weights() | {"ignore_index": self.ignored_value}
+        arguments: dict[str, Any] = self.weights() | {"ignore_index": self.ignored_value}
+        if self.batch_dice:
+            arguments["batch"] = True
         return arguments if self.labels is None else arguments | {"mode": "multiclass"}
 
     def to_dict(self) -> dict[str, Any]:

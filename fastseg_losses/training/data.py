@@ -47,7 +47,8 @@ class Splits:
     """The two sides of a data set.
 
     Attributes:
-        train: The rows to train on: annotated ones, and the others only with `keep_unannotated`.
+        train: The rows to train on: annotated ones; with `use_pseudo` those with a pseudo-mask too,
+            with `keep_unannotated` all.
         val: The rows to validate on: annotated ones, always. May be empty.
         train_all: Every row of the training side, for the census.
         val_all: Every row of the validation side, for the census.
@@ -68,6 +69,7 @@ def open_index(
     val_fraction: float = 0.2,
     seed: int = 0,
     keep_unannotated: bool = False,
+    use_pseudo: bool = False,
     allow_outside: bool = False,
 ) -> Splits:
     """Opens a data set and divides its rows into training and validation.
@@ -83,6 +85,7 @@ def open_index(
         val_fraction: Share of the annotated rows drawn for validation where nothing else decides.
         seed: Seed of that draw.
         keep_unannotated: Whether unannotated rows are drawn in training, with `valid` false.
+        use_pseudo: Whether those of them that have a pseudo-mask are. They never validate.
         allow_outside: Accept path cells that lead out of their index's folder.
 
     Raises:
@@ -113,8 +116,10 @@ def open_index(
         drawn = np.random.default_rng(seed).permutation(annotated)[:count]
         val = tuple(sorted(drawn.tolist()))
         train = tuple(np.setdiff1d(np.arange(len(index)), drawn).tolist())
+    drawn_too = np.full(len(index), keep_unannotated) | (index.pseudo.rows & use_pseudo)
+    kept = tuple(row for row in train if index.has_segmentation[row] or drawn_too[row])
     return Splits(
-        train=Split(index, train if keep_unannotated else _annotated(index, train)),
+        train=Split(index, kept),
         val=Split(val_index, _annotated(val_index, val)),
         train_all=Split(index, train),
         val_all=Split(val_index, val),

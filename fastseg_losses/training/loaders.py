@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -36,8 +37,11 @@ def make_loaders(
     Raises:
         ValueError: foreground is to be oversampled, and there is none.
     """
+    few = config.overfit_batches
+    if few is not None:
+        splits = _first_rows(splits, census, few * config.batch_size * world_size)
     augment = None
-    if config.augment != "none":
+    if config.augment != "none" and few is None:
         augment = Augmentation(**config.augment_strengths())
     more: dict[str, Any] = {}
     if config.oversample_foreground is not None and isinstance(census, Census):
@@ -49,6 +53,7 @@ def make_loaders(
         more["foreground_share"] = config.oversample_foreground
 
     def loader(split: Split, *, train: bool) -> DataLoader[Sample]:
+        use_pseudo = train and config.pseudo_weight is not None
         data = ParquetSegmentation(
             split.index,
             split.rows,
@@ -58,11 +63,12 @@ def make_loaders(
             cache_bytes=config.cache_mb * 2**20,
             labels=config.labels,
             image_bits=config.image_bits or 16,
+            pseudo_confidence=config.pseudo_confidence if use_pseudo else None,
         )
         made = make_loader(
             data,
             batch_size=config.batch_size,
-            shuffle=train,
+            shuffle=train and few is None,
             num_workers=config.num_workers,
             seed=config.seed,
             drop_last=False,
@@ -77,6 +83,20 @@ def make_loaders(
         loader(splits.train, train=True),
         loader(splits.val, train=False) if splits.val.rows else None,
     )
+
+
+def _first_rows(splits: Splits, census: Census | ClassCensus, count: int) -> Splits:
+    """Both sides are the first annotated training rows; in binary mode, those with foreground."""
+    rows = splits.train.rows
+    has_any = splits.train.index.has_segmentation
+    if isinstance(census, Census):
+        foreground = set(census.foreground_rows)
+        rows = tuple(row for row in rows if row in foreground)
+    else:
+        rows = tuple(row for row in rows if has_any[row])
+    chosen = Split(splits.train.index, rows[:count])
+    LOGGER.info("--overfit-batches: training and validating on %d rows", len(chosen.rows))
+    return dataclasses.replace(splits, train=chosen, val=chosen)
 
 
 def drawn_empty_share(config: TrainConfig, splits: Splits, census: Census) -> float | None:

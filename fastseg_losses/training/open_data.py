@@ -18,14 +18,17 @@ class Refused(Exception):  # noqa: N818 - a decision, not a defect
     """There is nothing to learn from."""
 
 
-def open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census | ClassCensus, int | None]:
-    """The two sides, the census of the training side, and the bits of 16-bit images."""
+def open_data(
+    config: TrainConfig, path: Path
+) -> tuple[Splits, tuple[Census | ClassCensus, Census | ClassCensus], int | None]:
+    """The two sides, the census of each, and the bits of 16-bit images."""
     splits = open_index(
         path,
         val_path=config.val,
         val_fraction=config.val_fraction,
         seed=config.seed,
         keep_unannotated=config.keep_unannotated,
+        use_pseudo=config.pseudo_weight is not None,
         allow_outside=config.allow_outside,
     )
     for text in splits.left_out:
@@ -35,6 +38,7 @@ def open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census | ClassCe
     log_census("training rows", census)
     val_census = take_census(splits.val_all.index, splits.val_all.rows, labels=labels)
     log_census("validation rows", val_census)
+    _say_about_pseudo(config, path, census)
     for problem in (*census.problems, *val_census.problems):
         count = census.unreadable + val_census.unreadable
         raise ValueError(f"{problem} (unreadable: {count}; debug_masks.py lists them)")
@@ -48,7 +52,33 @@ def open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census | ClassCe
             if labels is None
             else "the validation rows do not show two classes: their scores mean nothing"
         )
-    return splits, census, _image_bits(config, census, val_census)
+    return splits, (census, val_census), _image_bits(config, census, val_census)
+
+
+def _say_about_pseudo(config: TrainConfig, path: Path, census: RowCensus) -> None:
+    """Whether pseudo-masks take part.
+
+    Raises:
+        ValueError: they should, and there are none.
+    """
+    if config.pseudo_weight is None:
+        if census.pseudo:
+            LOGGER.warning(
+                "%d training rows hold a pseudo-mask, which is not used: --pseudo-weight uses them",
+                census.pseudo,
+            )
+        return
+    if not census.pseudo:
+        raise ValueError(
+            f"pseudo_weight: expected training rows with a pseudo-mask, got none in {path}; "
+            "`train.py pseudo-label` makes them"
+        )
+    LOGGER.info(
+        "pseudo-masks: %d training rows, weight %g, pixels below a confidence of %g are ignored",
+        census.pseudo,
+        config.pseudo_weight,
+        config.pseudo_confidence,
+    )
 
 
 def _image_bits(config: TrainConfig, *censuses: RowCensus) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from fastseg_losses.training.checkpoint import load_checkpoint, result_weights
@@ -50,7 +51,15 @@ class TrainedModel:
             except OSError as error:
                 raise DataError(f"{where}: cannot be read ({error.strerror})") from error
         picture = open_picture(image, where)
-        pixels = image_pixels(picture, where, bits=self.config.image_bits or 16)
+        return self.prepare_pixels(image_pixels(picture, where, bits=self.image_bits))
+
+    @property
+    def image_bits(self) -> int:
+        """How many of their 16 bits 16-bit grey images use."""
+        return self.config.image_bits or 16
+
+    def prepare_pixels(self, pixels: Image.Image) -> Tensor:
+        """What `prepare` does once the image is decoded, upright, and grey or RGB of 8 bits."""
         rgb = as_rgb(resized(pixels, self.config.image_size))
         return normalised(rgb[None].to(self.device))
 

@@ -88,7 +88,9 @@ class EpochSampler(Sampler[Draw]):
         self._epoch = 0
         self._skip = 0
         self._groups = np.array([data.index.group_of(int(row)) for row in data.rows], np.int64)
-        self._group_bytes = data.index.group_image_bytes
+        self._group_bytes = np.array(data.index.group_image_bytes)
+        if data.pseudo_confidence is not None:
+            self._group_bytes += data.index.group_confidence_bytes
         count = len(self._groups)
         has_foreground = np.isin(data.rows, np.asarray(foreground_rows, np.int64))
         self._foreground = np.flatnonzero(has_foreground)

@@ -2,7 +2,8 @@
 
 A row is in one of three states, and `has_segmentation` alone decides: annotated with foreground,
 annotated and empty, not annotated. The mask cell of a row that is not annotated is never read, so
-null, zeros and garbage give the same sample, bit for bit.
+null, zeros and garbage give the same sample, bit for bit. The one exception is asked for: with
+`pseudo_confidence`, rows that are not annotated and whose `mask_source` names a pseudo-mask.
 """
 
 import functools
@@ -37,6 +38,7 @@ from fastseg_losses.training.decode import (
 )
 from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.labels import BINARY_IGNORED, Labels
+from fastseg_losses.training.pseudo_columns import CONFIDENCE, unsure_pixels
 from fastseg_losses.training.shared_samples import (
     Decoded,
     SharedSamples,
@@ -73,10 +75,11 @@ class Sample(TypedDict):
     """One row as the loader collates it; a batch has the same keys with a leading dimension."""
 
     image: Tensor  # uint8 (3, S, S), RGB; `normalised` makes of it what a net takes
-    # (1, S, S): uint8 0 or 1, or class ids of `Labels.dtype`; what a rotation left uncovered is 255
-    # or `Labels.ignore_index`; zero if the row is not annotated
+    # (1, S, S): uint8 0 or 1, or class ids of `Labels.dtype`; what a rotation left uncovered, or a
+    # pseudo-mask is unsure of, is 255 or `Labels.ignore_index`; zero if there is no mask
     mask: Tensor
     valid: Tensor  # bool (), whether the row is annotated, and counts
+    pseudo: Tensor  # bool (), whether the mask is a pseudo-mask, and counts; not where `valid` is
     row: int  # row in the index, from 0
 
 
@@ -102,6 +105,7 @@ class ParquetSegmentation(Dataset[Sample]):
         cache_bytes: int = SAMPLE_CACHE_BYTES,
         labels: Labels | None = None,
         image_bits: int = 16,
+        pseudo_confidence: float | None = None,
     ) -> None:
         """Selects rows of an index.
 
@@ -117,6 +121,8 @@ class ParquetSegmentation(Dataset[Sample]):
                 `share_decoded`, divided by the number of workers); 0 turns it off.
             labels: What the values of the masks mean, for class ids; None: foreground or not.
             image_bits: How many of their 16 bits 16-bit grey images use.
+            pseudo_confidence: Pseudo-masks are read, and their pixels of a lower confidence are
+                ignored (255, or `Labels.ignore_index`); None: pseudo-masks are never read.
 
         Raises:
             ValueError: `image_size`, `seed` or a row is out of range.
@@ -136,6 +142,7 @@ class ParquetSegmentation(Dataset[Sample]):
         self.cache_bytes = cache_bytes
         self.labels = labels
         self.image_bits = image_bits
+        self.pseudo_confidence = pseudo_confidence
         self._ignored = BINARY_IGNORED if labels is None else labels.ignore_index
         self._mask_dtype = np.dtype("uint8" if labels is None else labels.dtype)
         self.decoded_bytes = decoded_bytes(len(self.rows), image_size, self._mask_dtype.itemsize)
@@ -182,12 +189,12 @@ class ParquetSegmentation(Dataset[Sample]):
         draw = Draw(*(key if isinstance(key, tuple) else (0, key)))
         row = int(self.rows[draw.position])
         image, mask, aspect = self._decoded.get(draw.position) or self._decode(draw.position)
-        annotated = bool(self.index.has_segmentation[row])
+        annotated, pseudo = bool(self.index.has_segmentation[row]), self._reads_pseudo(row)
         if self.augment is not None:
             words = random_words(self.seed, draw.epoch, row, draw.repeat)
             image, changed = augmented(
                 image,
-                mask if annotated else None,
+                mask if annotated or pseudo else None,
                 self.augment,
                 words,
                 aspect=aspect,
@@ -198,6 +205,7 @@ class ParquetSegmentation(Dataset[Sample]):
             image=as_rgb(image),
             mask=torch.from_numpy(mask.copy()),
             valid=torch.tensor(annotated and draw.counts),
+            pseudo=torch.tensor(pseudo and draw.counts),
             row=row,
         )
 
@@ -209,16 +217,37 @@ class ParquetSegmentation(Dataset[Sample]):
         picture = open_picture(encoded, where, max_pixels=index.max_pixels)
         full_size = upright_size(picture)
         image = resized(image_pixels(picture, where, bits=self.image_bits), self.image_size)
+        mask: Mask | None = None
         if index.has_segmentation[row]:
-            mask = _read_mask(index, row, full_size, self.labels)
+            mask = _read_mask(index, row, index.mask_cell(row), full_size, self.labels)
+        elif self._reads_pseudo(row):
+            mask = self._read_pseudo(row, full_size)
+        if mask is None:
+            drawn = np.zeros((1, *size), self._mask_dtype)
+        else:
             nearest = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
             drawn = np.array(nearest)[None]
-        else:
-            drawn = np.zeros((1, *size), self._mask_dtype)
         sample = Decoded(image, drawn, full_size[0] / full_size[1])
         if self._keeps_decoded():
             self._decoded[position] = sample
         return sample
+
+    def _reads_pseudo(self, row: int) -> bool:
+        return self.pseudo_confidence is not None and bool(self.index.pseudo.rows[row])
+
+    def _read_pseudo(self, row: int, image_size: tuple[int, int]) -> Mask:
+        """Reads a pseudo-mask (H, W); what it is not sure of holds the ignored value."""
+        assert self.pseudo_confidence is not None
+        index = self.index
+        mask = _read_mask(index, row, index.pseudo_cell(row, "mask"), image_size, self.labels)
+        unsure = unsure_pixels(
+            index.encoded(index.pseudo_cell(row, CONFIDENCE), row, CONFIDENCE),
+            index.where(row, CONFIDENCE),
+            threshold=self.pseudo_confidence,
+            size=image_size,
+            max_pixels=index.max_pixels,
+        )
+        return np.where(unsure, mask.dtype.type(self._ignored), mask)
 
     def _keeps_decoded(self) -> bool:
         if self.shares_decoded:
@@ -229,11 +258,15 @@ class ParquetSegmentation(Dataset[Sample]):
 
 
 def _read_mask(
-    index: IndexTable, row: int, image_size: tuple[int, int], labels: Labels | None
+    index: IndexTable,
+    row: int,
+    cell: bytes | str,
+    image_size: tuple[int, int],
+    labels: Labels | None,
 ) -> Mask:
-    """Reads the mask of an annotated row as 0 and 1, or as class ids, in its own size (H, W)."""
+    """Reads a row's mask cell as 0 and 1, or as class ids, in its own size (H, W)."""
     where = index.where(row, "mask")
-    encoded = index.encoded(index.mask_cell(row), row, "mask")
+    encoded = index.encoded(cell, row, "mask")
     picture = open_picture(encoded, where, max_pixels=index.max_pixels)
     check_same_size(upright_size(picture), image_size, where)
     if labels is not None:

@@ -96,8 +96,16 @@ def check_settings(config: TrainConfig) -> None:
     _check(config, "val", config.val is None or config.data is not None, "--data beside --val")
     good = not config.dry_run or config.data is not None
     _check(config, "dry_run", good, "--data beside --dry-run")
+    good = config.overfit_batches is None or config.oversample_foreground is None
+    _check(config, "overfit_batches", good, "none beside --oversample-foreground")
+    if config.batch_dice:
+        good = config.loss in ("combined", "dice", "iou", "tversky")
+        _check(config, "loss", good, "one with Dice, IoU or Tversky beside --batch-dice")
+        good = config.accumulate == 1
+        _check(config, "accumulate", good, "1 beside --batch-dice, which is about one batch")
     _check_weights(config)
     _check_augmentation(config)
+    _check_pseudo(config)
     if config.labels is not None and config.data is None:
         for name, value in (
             ("num_classes", SYNTHETIC_CLASSES),
@@ -105,6 +113,17 @@ def check_settings(config: TrainConfig) -> None:
         ):
             good = getattr(config, name) in (value, None)
             _check(config, name, good, f"{value} without --data, as in the synthetic set")
+
+
+def _check_pseudo(config: TrainConfig) -> None:
+    weight, sure = config.pseudo_weight, config.pseudo_confidence
+    good = weight is None or (math.isfinite(weight) and weight > 0)
+    _check(config, "pseudo_weight", good, "a finite number above 0")
+    good = weight is None or config.data is not None
+    _check(config, "pseudo_weight", good, "--data beside --pseudo-weight")
+    _check(config, "pseudo_confidence", 0 <= sure <= 1, "a number from 0 to 1")
+    good = weight is not None or sure == type(config).pseudo_confidence
+    _check(config, "pseudo_confidence", good, "--pseudo-weight beside --pseudo-confidence")
 
 
 def check_strength(name: str, value: float) -> None:

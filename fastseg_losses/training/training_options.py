@@ -23,6 +23,26 @@ class TrainingOptions:
     focal_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
     iou_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
     tversky_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
+    pseudo_weight: float | None = option(
+        "loss",
+        None,
+        "train on rows with a pseudo-mask too (`train.py pseudo-label` makes them): the loss is "
+        "that of the annotated rows plus N times that of these; without it they are not used",
+        parse=float,
+    )
+    pseudo_confidence: float = option(
+        "loss",
+        0.9,
+        "pixels of a pseudo-mask whose confidence is lower count for nothing, 0 to 1",
+        parse=float,
+    )
+    batch_dice: bool = option(
+        "loss",
+        False,
+        "Dice, IoU and Tversky over the whole batch, under torchrun that of all processes, and not "
+        "image by image",
+        parse=bool,
+    )
     model: str | None = option(
         "training",
         None,

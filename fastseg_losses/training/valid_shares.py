@@ -28,24 +28,28 @@ class ValidShares:
 
     def __init__(self, ignore_index: int, world: World, device: torch.device) -> None:
         self._ignore_index = ignore_index
-        self._world = world
+        self.world = world
         self._device = device
 
-    def of(self, batches: Sequence[dict[str, Any]]) -> Sequence[Tensor | None]:
+    def of(self, batches: Sequence[dict[str, Any]], rows: str = "valid") -> Sequence[Tensor | None]:
         """Factors of the losses of a step's micro-batches; None for 1.
 
         Their gradients are added over the batches and averaged over the processes.
+
+        Args:
+            batches: the micro-batches.
+            rows: which samples the losses are about: "valid" or "pseudo".
         """
-        size = self._world.size
+        size = self.world.size
         if size == 1 and len(batches) == 1:
             return [None]
-        counts = torch.tensor([self._count(batch) for batch in batches], dtype=torch.float32)
+        counts = torch.tensor([self._count(batch, rows) for batch in batches], dtype=torch.float32)
         if self._device.type == "cuda":
             counts = counts.pin_memory()
         counts = counts.to(self._device, non_blocking=True)
-        total = self._world.add_up(counts.sum())
+        total = self.world.add_up(counts.sum())
         return (counts * (size / total.clamp_min(1.0))).unbind(0)
 
-    def _count(self, batch: dict[str, Any]) -> int:
+    def _count(self, batch: dict[str, Any], rows: str) -> int:
         live = (batch["mask"] != self._ignore_index).flatten(1).sum(1)
-        return int(live[batch["valid"]].sum())
+        return int(live[batch[rows]].sum())

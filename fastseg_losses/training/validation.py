@@ -40,9 +40,9 @@ def validate(
     net.evaluate()
     with Progress(number_of_samples(loader), "validation") as progress:
         for batch in loader:
-            images, masks, valid = to_device(batch, ring.device)
-            logits, row = net.predict(images), ring.next_row()
-            criterion(logits, masks, valid, return_stats=True, stats_out=row)
+            moved = to_device(batch, ring.device)
+            logits, row = net.predict(moved["image"]), ring.next_row()
+            criterion(logits, moved["mask"], moved["valid"], return_stats=True, stats_out=row)
             ring.commit()
             for snapshot in decoded(ring.ready(), criterion, tally.num_classes):
                 tally.add(snapshot)

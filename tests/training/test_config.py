@@ -83,6 +83,7 @@ def test_an_unknown_setting_is_named() -> None:
 
 
 MULTICLASS = {"data": "d", "mode": "multiclass", "num_classes": 3}
+PSEUDO = {"data": "d", "pseudo_weight": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,11 @@ MULTICLASS = {"data": "d", "mode": "multiclass", "num_classes": 3}
         ({"on_collapse": "panic"}, "on_collapse: expected warn or stop"),
         ({"val": "v.parquet"}, "val: expected --data beside --val"),
         ({"bce_weight": -0.1}, "bce_weight: expected"),
+        ({"data": "d", "pseudo_weight": 0.0}, "pseudo_weight: expected a finite number above 0"),
+        ({"pseudo_weight": 1.0}, "pseudo_weight: expected --data beside --pseudo-weight"),
+        (PSEUDO | {"pseudo_confidence": 1.5}, "pseudo_confidence: expected a number from 0 to 1"),
+        (PSEUDO | {"pseudo_confidence": float("nan")}, "pseudo_confidence: expected a number"),
+        ({"data": "d", "pseudo_confidence": 0.5}, "pseudo_confidence: expected --pseudo-weight"),
         ({"loss": "dice", "bce_weight": 0.5}, "bce_weight: expected no weight beside loss 'dice'"),
         ({"augment": "all"}, "augment: expected one of none, flips, full, got 'all'"),
         ({"rotate": 10.0}, "rotate: expected no strength beside augment 'flips', got 10.0"),

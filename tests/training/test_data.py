@@ -47,6 +47,21 @@ def test_keep_unannotated_concerns_training_only(tmp_path: Path) -> None:
     assert splits.val.rows == (2,)
 
 
+def test_pseudo_masks_train_and_never_validate(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    sources = ["net", None, "net", "net", "net", None]
+    flags = [False, False, True, False, True, True]
+    marked = ["train", "train", "train", "val", "val", "val"]
+    write_simple(path, 6, has_segmentation=flags, mask_source=sources, split=marked)
+    assert open_index(path).train.rows == (2,)
+    splits = open_index(path, use_pseudo=True)
+    assert splits.train.rows == (0, 2)
+    assert splits.val.rows == (4, 5)
+    assert open_index(path, use_pseudo=True, keep_unannotated=True).train.rows == (0, 1, 2)
+    drawn = write_simple(tmp_path / "d.parquet", 6, has_segmentation=flags, mask_source=["net"] * 6)
+    assert not set(open_index(drawn, use_pseudo=True).val.rows) & {0, 1, 3}
+
+
 def test_random_split_is_seeded_and_takes_annotated_rows(tmp_path: Path) -> None:
     flags = [i % 3 != 0 for i in range(30)]
     path = mixed(tmp_path / "s.parquet", flags)

@@ -97,6 +97,28 @@ def test_two_processes_take_the_step_of_one(
     assert len(found["rows"]) == 2 and len(found["rows"][0]) == sum(map(len, valid))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"loss": "dice"}, {"iou_weight": 0.5}], ids=str)
+def test_batch_dice_is_that_of_all_processes(
+    options: dict[str, Any], tmp_path: Path, free_port: int
+) -> None:
+    options = options | {"lr": 1e-7, "batch_dice": True}
+    valid = [[[True, True, False, True]], [[True, True, False, False]], [[False] * 4]]
+    settings = {"options": options, "valid": valid}
+    processes.spawn(step_of_a_process, (free_port, tmp_path, settings), nprocs=2)
+    found = torch.load(tmp_path / "result.pt", weights_only=True)
+    torch.manual_seed(1)
+    (tmp_path / "one").mkdir()
+    single = make_trainer(tmp_path / "one", CPU, **options)
+    gradients = recorded(single)
+    for (step,) in valid:
+        parts = halves(step)
+        single.train_step({k: torch.cat([part[k] for part in parts]) for k in parts[0]})
+    for expected, gradient, step in zip(gradients, found["gradients"], valid, strict=True):
+        assert bool(expected.any()) == any(map(any, step))
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5 * expected.abs().max())
+
+
 @pytest.fixture
 def free_port() -> int:
     import socket

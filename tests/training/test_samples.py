@@ -101,6 +101,36 @@ def test_mask_column_is_not_even_read_for_unannotated_rows(
     assert read == [(0, ["image"]), (1, ["image"]), (1, ["mask"])]
 
 
+@pytest.mark.parametrize("labels", [None, Labels(3, 255), Labels(3, 1), Labels(300, 65535)])
+def test_a_pseudo_mask_ignores_what_it_is_unsure_of(labels: Labels | None, tmp_path: Path) -> None:
+    drawn = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 2
+    sure = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 3 > 0
+    stored = (drawn * (255 if labels is None else 2)).astype(np.uint8)
+    columns = {
+        "mask_source": ["net", None],
+        "confidence": [png(np.where(sure, 230, 229).astype(np.uint8)), b"garbage"],
+    }
+    path = tmp_path / "s.parquet"
+    write_index(path, [image(0), image(1)], [png(stored)] * 2, [False] * 2, **columns)
+    index = IndexTable(path)
+    data = ParquetSegmentation(index, [0, 1], SIZE, labels=labels, pseudo_confidence=0.9)
+    ignored = 255 if labels is None else labels.ignore_index
+    value = 1 if labels is None else 2
+    assert np.array_equal(data[0]["mask"][0].numpy(), np.where(sure, drawn * value, ignored))
+    assert bool(data[0]["pseudo"]) and not bool(data[0]["valid"])
+    assert not data[1]["mask"].any() and not bool(data[1]["pseudo"])
+    off = ParquetSegmentation(index, [0, 1], SIZE, labels=labels)
+    assert not off[0]["mask"].any() and not bool(off[0]["pseudo"])
+
+
+def test_an_annotated_row_is_never_a_pseudo_mask(tmp_path: Path) -> None:
+    path = write_simple(tmp_path / "s.parquet", 2, mask_source=["net", None])
+    data = ParquetSegmentation(IndexTable(path), [0], SIZE, pseudo_confidence=0.9)
+    assert bool(data[0]["valid"]) and not bool(data[0]["pseudo"])
+    with pytest.raises(ValueError, match="never read, the row has no pseudo-mask"):
+        data.index.pseudo_cell(0, "mask")
+
+
 def test_flips_depend_on_seed_epoch_and_row_only(tmp_path: Path) -> None:
     path = write_simple(tmp_path / "s.parquet", 6)
     index = IndexTable(path)

@@ -269,8 +269,9 @@ def test_on_cuda_statistics_and_monitor_launch_no_kernel_of_their_own(
     batch = batch_of([True, False, True, True], classes=classes, pinned=True)
 
     def plain_step() -> None:
-        images, masks, valid = to_device(batch, trainer.device)
-        trainer.criterion(trainer.model(images), masks, valid).backward()
+        moved = to_device(batch, trainer.device)
+        logits = trainer.model(moved["image"])
+        trainer.criterion(logits, moved["mask"], moved["valid"]).backward()
         trainer.updates.optimizer.step()
         trainer.updates.optimizer.zero_grad(set_to_none=True)
 
