@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-
 import torch
 
-import fastseg_losses
 from fastseg_losses.training.distributed import World
+from fastseg_losses.training.surroundings import device_name, versions
 
 
 def pick_device(name: str, world: World) -> torch.device:
@@ -38,14 +36,8 @@ def pick_device(name: str, world: World) -> torch.device:
 
 def describe_machine(device: torch.device, world: World) -> str:
     """One line for the log: versions, device, processes."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    parts = [
-        f"fastseg-losses {fastseg_losses.__version__}",
-        f"torch {torch.__version__}",
-        f"Python {platform.python_version()}",
-        f"device {name}",
-        f"{torch.get_num_threads()} threads",
-    ]
+    parts = [f"{name} {version}" for name, version in versions().items()]
+    parts += [f"device {device_name(device)}", f"{torch.get_num_threads()} threads"]
     if world.size > 1:
         parts.append(f"{world.size} processes")
     return ", ".join(parts)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from fastseg_losses.training.exit_codes import (
     EXIT_OK,
     EXIT_REFUSED,
 )
+from fastseg_losses.training.html_report import HtmlReport
 from fastseg_losses.training.loaders import drawn_empty_share, make_loaders
 from fastseg_losses.training.model import build_model, describe, try_out
 from fastseg_losses.training.monitor import CollapseMonitor
@@ -38,6 +37,7 @@ from fastseg_losses.training.random_state import seed_everything
 from fastseg_losses.training.resume import restore
 from fastseg_losses.training.run_folder import check_free, make_run_folder
 from fastseg_losses.training.run_log import RunLog, log_end, run_log
+from fastseg_losses.training.surroundings import command
 from fastseg_losses.training.synthetic import FILE_NAME, write_synthetic_set
 from fastseg_losses.training.trainer import LOGGER, Trainer
 from fastseg_losses.training.watch import Monitor
@@ -66,7 +66,7 @@ def launch(config: TrainConfig) -> int:
 
 def _run(config: TrainConfig, log: RunLog, world: World) -> int:
     try:
-        trainer = _prepare(config, log, world)
+        trainer, report = _prepare(config, log, world)
     except DryRun:
         LOGGER.info("dry run: options, data and model are in order; nothing is written")
         return EXIT_OK
@@ -78,7 +78,8 @@ def _run(config: TrainConfig, log: RunLog, world: World) -> int:
         return _fail(EXIT_INTERRUPTED, "interrupted before the first step")
     start = time.monotonic()
     try:
-        trainer.fit()
+        with report.until_the_end():
+            trainer.fit(report.after_epoch)
     except RunEnded as end:
         return _fail(end.code, str(end))
     except DataError as error:
@@ -94,9 +95,9 @@ def _run(config: TrainConfig, log: RunLog, world: World) -> int:
     return EXIT_OK
 
 
-def _prepare(config: TrainConfig, log: RunLog, world: World) -> Trainer:
+def _prepare(config: TrainConfig, log: RunLog, world: World) -> tuple[Trainer, HtmlReport]:
     """Everything before the first step. Nothing is left behind if the data is refused."""
-    LOGGER.info("command: %s", shlex.join([Path(sys.executable).name, *sys.argv]))
+    LOGGER.info("command: %s", command())
     device = pick_device(config.device, world)
     world.connect(device)
     LOGGER.info("%s", describe_machine(device, world))
@@ -109,16 +110,16 @@ def _prepare(config: TrainConfig, log: RunLog, world: World) -> Trainer:
     if config.data is None:
         folder = _open_folder(config, log, world)
         index = _synthetic_set(config, folder, world)
-        splits, census, _ = open_data(config, index)
+        splits, censuses, _ = open_data(config, index)
     else:
-        splits, census, bits = open_data(config, Path(config.data))
+        splits, censuses, bits = open_data(config, Path(config.data))
         if config.dry_run:
             raise DryRun
         config = dataclasses.replace(config, image_bits=bits)
         folder = _open_folder(config, log, world)
     # Again: how many random numbers the census or the set took must not reach the training.
     seed_everything(config.seed)
-    trainer = _assemble(config, model, criterion, splits, census, folder, device, world)
+    trainer = _assemble(config, model, criterion, splits, censuses[0], folder, device, world)
     if world.size > 1:  # the nets are equal, dropout need not be
         torch.manual_seed(config.seed + world.rank)
     if config.resume is not None:
@@ -131,7 +132,8 @@ def _prepare(config: TrainConfig, log: RunLog, world: World) -> Trainer:
     if config.labels is not None:
         LOGGER.info("classes: %d, ignored value %d", config.channels, config.labels.ignore_index)
     LOGGER.info("run folder: %s", folder)
-    return trainer
+    named = dict(zip(("training", "validation"), censuses, strict=True))
+    return trainer, HtmlReport(trainer, named)
 
 
 def _synthetic_set(config: TrainConfig, folder: Path, world: World) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -33,8 +34,11 @@ def make_loaders(
         rank: number of this process among those that train together.
         world_size: number of those processes.
     """
+    few = config.overfit_batches
+    if few is not None:
+        splits = _first_rows(splits, census, few * config.batch_size * world_size)
     augment = None
-    if config.augment != "none":
+    if config.augment != "none" and few is None:
         augment = Augmentation(**config.augment_strengths())
     more: dict[str, Any] = {}
     if config.oversample_foreground is not None and isinstance(census, Census):
@@ -57,7 +61,7 @@ def make_loaders(
         made = make_loader(
             data,
             batch_size=config.batch_size,
-            shuffle=train,
+            shuffle=train and few is None,
             num_workers=config.num_workers,
             seed=config.seed,
             drop_last=False,
@@ -72,6 +76,20 @@ def make_loaders(
         loader(splits.train, train=True),
         loader(splits.val, train=False) if splits.val.rows else None,
     )
+
+
+def _first_rows(splits: Splits, census: Census | ClassCensus, count: int) -> Splits:
+    """Both sides are the first annotated training rows; in binary mode, those with foreground."""
+    rows = splits.train.rows
+    has_any = splits.train.index.has_segmentation
+    if isinstance(census, Census):
+        foreground = set(census.foreground_rows)
+        rows = tuple(row for row in rows if row in foreground)
+    else:
+        rows = tuple(row for row in rows if has_any[row])
+    chosen = Split(splits.train.index, rows[:count])
+    LOGGER.info("--overfit-batches: training and validating on %d rows", len(chosen.rows))
+    return dataclasses.replace(splits, train=chosen, val=chosen)
 
 
 def drawn_empty_share(config: TrainConfig, splits: Splits, census: Census) -> float | None:

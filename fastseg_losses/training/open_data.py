@@ -18,8 +18,10 @@ class Refused(Exception):  # noqa: N818 - a decision, not a defect
     """There is nothing to learn from."""
 
 
-def open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census | ClassCensus, int | None]:
-    """The two sides, the census of the training side, and the bits of 16-bit images."""
+def open_data(
+    config: TrainConfig, path: Path
+) -> tuple[Splits, tuple[Census | ClassCensus, Census | ClassCensus], int | None]:
+    """The two sides, the census of each, and the bits of 16-bit images."""
     splits = open_index(
         path,
         val_path=config.val,
@@ -50,7 +52,7 @@ def open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census | ClassCe
             if labels is None
             else "the validation rows do not show two classes: their scores mean nothing"
         )
-    return splits, census, _image_bits(config, census, val_census)
+    return splits, (census, val_census), _image_bits(config, census, val_census)
 
 
 def _say_about_pseudo(config: TrainConfig, path: Path, census: RowCensus) -> None:

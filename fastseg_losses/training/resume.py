@@ -39,7 +39,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "batches": trainer.batches,
         "updates": trainer.updates.state_dict(),
         "outputs": trainer.outputs.state_dict(),
-        "alarms": to_plain(trainer.alarms),
+        "findings": to_plain(trainer.findings),
         "ranks": trainer.world.gather(of_this_rank),
     }
 
@@ -66,7 +66,7 @@ def restore(trainer: Trainer, path: Path) -> None:
         raise ValueError(f"{path}: does not fit the net: {error}") from error
     trainer.epoch, trainer.step, trainer.batches = state["epoch"], state["step"], state["batches"]
     trainer.outputs.load_state_dict(state["outputs"])
-    trainer.alarms = from_plain(state["alarms"])
+    trainer.findings = from_plain(state["findings"])
     _restore_rank(trainer, state["ranks"])
     LOGGER.info(
         "resumed %s: epoch %d, batch %d, step %d",

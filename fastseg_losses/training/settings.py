@@ -96,6 +96,8 @@ def check_settings(config: TrainConfig) -> None:
     _check(config, "val", config.val is None or config.data is not None, "--data beside --val")
     good = not config.dry_run or config.data is not None
     _check(config, "dry_run", good, "--data beside --dry-run")
+    good = config.overfit_batches is None or config.oversample_foreground is None
+    _check(config, "overfit_batches", good, "none beside --oversample-foreground")
     _check_weights(config)
     _check_augmentation(config)
     _check_pseudo(config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from fastseg_losses.training.profile import StepProfiler
 from fastseg_losses.training.progress import Progress
 from fastseg_losses.training.resume import state_of
 from fastseg_losses.training.ring import StatsRing
+from fastseg_losses.training.surroundings import peak_memory
 from fastseg_losses.training.tally import Tally
 from fastseg_losses.training.updates import Updates
 from fastseg_losses.training.valid_shares import ValidShares
@@ -68,7 +70,7 @@ class Trainer:
         step: optimizer steps done.
         batches: batches of the epoch that has begun, done.
         tally: what this process's batches of that epoch showed.
-        alarms: the monitor's findings so far.
+        findings: what the monitor found so far.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Trainer:
         self.step = 0
         self.batches = 0
         self.tally = Tally(self._classes)
-        self.alarms: list[Finding] = []
+        self.findings: list[Finding] = []
         self.endings = Endings(self.world)
         self._profiler = StepProfiler(folder, device) if config.profile else None
         self._shown: dict[str, float] = {}
@@ -117,8 +119,16 @@ class Trainer:
         """The net, without what surrounds it in training."""
         return self.net.model
 
-    def fit(self) -> None:
+    @property
+    def alarms(self) -> list[Finding]:
+        """What the monitor warned of; its findings without the recoveries."""
+        return [finding for finding in self.findings if finding.cause is not Cause.RECOVERED]
+
+    def fit(self, after_epoch: Callable[[], object] = lambda: None) -> None:
         """Train to the end.
+
+        Args:
+            after_epoch: called when an epoch is complete and its files are written.
 
         Raises:
             RunEnded: the run ended early: NaN or Inf, a collapse under ``--on-collapse stop``,
@@ -134,6 +144,7 @@ class Trainer:
                     if not self.endings.interrupted:
                         raise
                 self._end_if_agreed()
+                after_epoch()
                 self._seconds.append(time.monotonic() - start)
                 if self._is_stale():
                     LOGGER.info("early stop: no better score for %d epochs", self.outputs.stale)
@@ -191,8 +202,6 @@ class Trainer:
         self.net.train()
         images = 0
         start_epoch(self.train_loader, self.epoch, self.batches)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
         clock = Clock()
         label = f"epoch {self.epoch + 1}/{self.config.epochs}"
         with Progress(number_of_samples(self.train_loader), label) as progress:
@@ -214,9 +223,8 @@ class Trainer:
         images = sum(self.world.gather(images))
         row = {"lr": self.updates.lr, "images_per_s": images / clock.seconds}
         row["data_share"] = clock.waited / clock.seconds
-        row["peak_gb"] = math.nan
-        if self.device.type == "cuda":
-            row["peak_gb"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        memory = peak_memory(self.device)
+        row["peak_gb"] = math.nan if memory is None else memory[0] / 2**30
         return row
 
     def _take(self, rows: list[list[float]]) -> None:
@@ -233,13 +241,13 @@ class Trainer:
                 self._act_on(finding)
 
     def _act_on(self, finding: Finding) -> None:
-        if finding.cause is Cause.RECOVERED:
-            LOGGER.info("%s", finding)
-            return
         if finding.is_fatal:
             self._note_non_finite(finding.message)
             return
-        self.alarms.append(finding)
+        self.findings.append(finding)
+        if finding.cause is Cause.RECOVERED:
+            LOGGER.info("%s", finding)
+            return
         LOGGER.warning("%s", finding)
         accepted = finding.cause is Cause.NO_FOREGROUND and self.config.allow_no_foreground
         if self.config.on_collapse == "stop" and finding.is_collapse and not accepted:
@@ -249,6 +257,7 @@ class Trainer:
         """The weights are lost (or about to be): keep what the last good epoch saved."""
         name = first_nonfinite(self.model)
         where = f"first parameter that is not finite: {name}" if name else "parameters still finite"
+        self.findings.append(Finding(Cause.NON_FINITE, self.step, f"{message} ({where})"))
         LOGGER.error("NaN or Inf: %s (%s, step %d)", message, where, self.step)
         kept = (
             "last.pt is that of the last good epoch"

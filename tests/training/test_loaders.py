@@ -86,3 +86,12 @@ def test_the_log_says_what_stays_in_memory(
         loaders(write_set(tmp_path / "d.parquet"), **settings)
     assert text in caplog.text
     assert text.replace("training", "validation") in caplog.text
+
+
+def test_overfitting_draws_the_same_rows_with_foreground(tmp_path: Path) -> None:
+    undrawn = range(0, 24, 2)
+    path = write_set(tmp_path / "d.parquet", undrawn=undrawn, cell=zeros(SIZE), marked=True)
+    train, val = loaders(path, overfit_batches=2, augment="full")
+    rows = [rows_of(train) for _ in range(3)]
+    assert rows[0] == rows[1] == rows[2] == rows_of(val) == [1, 3, 7, 9, 13, 15]
+    assert train.dataset.augment is None
