@@ -57,6 +57,12 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=0.1, help="of the rows that are annotated")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.3, 1.0])
     parser.add_argument("--confidences", type=float, nargs="+", default=[0.9, 0.6])
+    parser.add_argument(
+        "--oversample",
+        type=float,
+        help="with pseudo-masks: least share of the draws that are annotated rows; without it a "
+        "tenth of them is",
+    )
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -96,7 +102,11 @@ class Study:
         if pseudo_label([*arguments, "--device", options.device]) != 0:
             sys.exit("pseudo-label failed")
         for weight, least in itertools.product(options.weights, options.confidences):
-            settings = {"pseudo_weight": weight, "pseudo_confidence": least}
+            settings = {
+                "pseudo_weight": weight,
+                "pseudo_confidence": least,
+                "oversample_foreground": options.oversample,
+            }
             result = self.run(f"pseudo {weight:g} at {least:g}", labelled, steps, **settings)
             yield result | {"masks": judge(self.table, labelled, hidden, least)}
         yield self.run("all", self.write("all", self.table), steps)

@@ -20,11 +20,8 @@ def save(path: Path, **settings: object) -> Path:
     config = resolve({"image_size": 16} | settings)
     torch.manual_seed(0)
     model = build_model(None, config.channels)
-    optimizer = torch.optim.AdamW(model.parameters())
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(
-        path, model=model, optimizer=optimizer, config=config, epoch=1, step=1, metrics={}
-    )
+    save_checkpoint(path, {"model": model.state_dict(), "config": config.to_dict()})
     return path
 
 

@@ -24,6 +24,7 @@ def batch(valid: list[bool]) -> dict[str, Tensor]:
         "image": torch.randn(len(valid), 3, SIZE, SIZE),
         "mask": (torch.rand(len(valid), 1, SIZE, SIZE) > 0.9).to(torch.uint8),
         "valid": torch.tensor(valid),
+        "pseudo": ~torch.tensor(valid),  # read with a pseudo_weight only
     }
 
 
@@ -76,9 +77,24 @@ VALID = {
 def test_two_processes_take_the_step_of_one(
     valid: list[list[list[bool]]], loss: str, tmp_path: Path, free_port: int
 ) -> None:
+    check_that_two_are_one(valid, {"loss": loss}, tmp_path, free_port)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one process has nothing", "accumulated"])
+def test_pseudo_masks_are_shared_out_by_their_own_number(
+    name: str, tmp_path: Path, free_port: int
+) -> None:
+    options = {"data": "d.parquet", "pseudo_weight": 0.5}
+    check_that_two_are_one(VALID[name], options, tmp_path, free_port)
+
+
+def check_that_two_are_one(
+    valid: list[list[list[bool]]], options: dict[str, Any], tmp_path: Path, free_port: int
+) -> None:
     # The rate is small: AdamW's first step is lr * sign(gradient), and the sign of rounding noise
     # may differ.
-    options = {"loss": loss, "lr": 1e-7, "accumulate": len(valid[0])}
+    options = options | {"lr": 1e-7, "accumulate": len(valid[0])}
     settings = {"options": options, "valid": valid}
     processes.spawn(step_of_a_process, (free_port, tmp_path, settings), nprocs=2)
     found = torch.load(tmp_path / "result.pt", weights_only=True)

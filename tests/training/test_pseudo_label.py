@@ -155,6 +155,19 @@ def test_the_same_bits_for_any_number_of_workers(tmp_path: Path) -> None:
     assert same(weights(tmp_path / "0"), weights(tmp_path / "2"))
 
 
+def test_accumulated_batches_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    # BCE is a mean over pixels; each kind of row has its own number of them in a batch.
+    data = write_pseudo_set(tmp_path / "pseudo.parquet", UNDRAWN)
+    settings = {"pseudo_weight": 0.5, "loss": "bce", "epochs": 1, "lr": 1e-3}
+    gradients = []
+    for batch, accumulate in ((20, 1), (4, 5)):
+        folder = tmp_path / str(batch)
+        run(data, folder, batch_size=batch, accumulate=accumulate, clip_grad=1e6, **settings)
+        (row,) = metrics(folder)
+        gradients.append(float(row["grad_norm"]))
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-4)
+
+
 def test_pseudo_masks_alone_train_only_if_that_is_asked_for(tmp_path: Path) -> None:
     data = write_pseudo_set(tmp_path / "pseudo.parquet", range(ROWS))
     # The validation rows are not annotated either; they got no mask.
