@@ -66,7 +66,8 @@ def study(packed: Path, options: argparse.Namespace) -> None:
     Raises:
         ValueError: the output holds results of other settings or of another machine.
     """
-    sets = load(packed).sets
+    found = load(packed)
+    sets = found.sets
     settings = Settings(
         size=sets["nuclei"].images.shape[-1],
         steps=options.steps,
@@ -94,6 +95,8 @@ def study(packed: Path, options: argparse.Namespace) -> None:
         },
         "rows": [],
     }
+    if not found.refusals.keys() >= {cell.loss for cell in cells}:
+        raise ValueError(f"{packed}: expected a refusal of each loss; --pack writes them")
     done = earlier(options.output, content)
     missing = [cell for cell in cells if cell not in done]
     pool = ProcessPoolExecutor(
@@ -105,13 +108,20 @@ def study(packed: Path, options: argparse.Namespace) -> None:
     with pool:
         began = time.monotonic()
         started = {pool.submit(run_cell, cell, settings): cell for cell in missing}
+        failed: list[BaseException] = []
         for future in as_completed(started):
+            error = future.exception()
+            if error is not None:  # the other runs are worth having all the same
+                failed.append(error)
+                continue
             done[started[future]] = future.result()
             every = all_cells(1 + max(cell.seed for cell in done))
             content["rows"] = [done[cell] for cell in every if cell in done]
             write_json(options.output, content)
             if len(done) % 10 == 0 or done.keys() >= set(cells):
                 print(f"{len(done)} runs, {time.monotonic() - began:.0f} s", flush=True)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(missing)} runs failed") from failed[0]
 
 
 def earlier(output: Path, content: dict[str, Any]) -> dict[Cell, dict[str, Any]]:

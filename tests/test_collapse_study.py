@@ -19,6 +19,7 @@ from fastseg_losses.training.findings import Cause
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "TRAINING_FIX.md"
 SIZE = 48
+FAILING = ("bce,100-empty", "bce,100-ignored")
 MARKERS = f"above\n{collapse_report.BEGIN}\nold\n{collapse_report.END}\nbelow\n"
 
 
@@ -199,7 +200,9 @@ def test_a_study_from_end_to_end(packed: Path, tmp_path: Path, monkeypatch: Any)
     assert collapse_study.main([*command, *only]) == 0
     assert kept in collapse_report.read(output)["rows"]
     with pytest.raises(ValueError, match="results of the same settings"):
-        collapse_study.main([*command, "--lr", "1"])
+        collapse_study.main([*command, *only, "--lr", "1"])
+    with pytest.raises(ValueError, match="a refusal of each loss"):
+        collapse_study.main([*command, "--only", "dice"])
     rows = {collapse_words.condition_of(r): r for r in collapse_report.read(output)["rows"]}
     assert set(rows) == set(collapse_words.CONDITIONS)
     refused = rows.pop(("nuclei", 1.0, "ignored"))
@@ -217,3 +220,12 @@ def test_a_study_from_end_to_end(packed: Path, tmp_path: Path, monkeypatch: Any)
     assert "| 60 % undrawn, ignored |" in (tmp_path / "docs" / "TRAINING_FIX.md").read_text()
     assert output.with_suffix(".md").exists()
     assert (tmp_path / "docs" / "images" / "collapse-study.png").stat().st_size > 10_000
+
+
+def test_a_run_that_fails_is_not_swallowed(packed: Path, tmp_path: Path) -> None:
+    command = [str(packed), "--output", str(tmp_path / "o.json"), "--no-report", "--seeds", "1"]
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed"):
+        # What is refused is not trained; the other run cannot be.
+        collapse_study.main([*command, "--batch-size", "0", "--only", *FAILING])
+    (row,) = collapse_report.read(tmp_path / "o.json")["rows"]
+    assert row["exit_code"] == EXIT_REFUSED
