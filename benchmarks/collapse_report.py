@@ -78,7 +78,7 @@ def setting(content: Row, name: str) -> str:
     return (
         f"Measured ({content['date']}, {m['device']}, torch {m['torch']}; "
         f"[all numbers](../benchmarks/results/{name}.md), "
-        f"[JSON](../benchmarks/results/{name}.json)): fluorescence nuclei (DSB 2018), "
+        f"[JSON](../benchmarks/results/{name}.json)): "
         f"{nuclei['train_rows']} training and {nuclei['val_rows']} validation images at "
         f"{s['size']}x{s['size']}, `LightweightUNet` of widths {', '.join(map(str, s['widths']))}, "
         f"AdamW at {s['lr']:g} with warm-up and cosine, {s['steps']} steps of {s['batch_size']}, "
