@@ -63,10 +63,9 @@ def pack(index_path: Path, target: Path, *, size: int, losses: dict[str, dict[st
         raise ValueError(f"{index_path}: expected every row annotated, so that the truth is known")
     data = ParquetSegmentation(splits.train_all.index, rows, size)
     samples = [data[place] for place in range(len(data))]
-    mean, std = (np.array(values, np.float32) for values in (MEAN, STD))
-    normal = np.stack([sample["image"].numpy() for sample in samples])
-    shades = (normal * std[:, None, None] + mean[:, None, None]) * 255
-    images = np.rint(shades).astype(np.uint8)
+    images = np.stack([sample["image"].numpy() for sample in samples])
+    if images.dtype != np.uint8:
+        raise TypeError(f"samples: expected uint8 images, got {images.dtype}")
     masks = np.stack([sample["mask"].numpy() for sample in samples])
     is_val = np.arange(len(rows)) >= len(train)
     sets = {"nuclei": Pixels(images, masks, is_val)}
@@ -76,7 +75,8 @@ def pack(index_path: Path, target: Path, *, size: int, losses: dict[str, dict[st
             raise ValueError(f"{index_path}: expected foreground on both sides of the {name} set")
     arrays = {f"{name}_{part}": array for name, s in sets.items() for part, array in _parts(s)}
     refusals = {name: refusal(index_path, settings) for name, settings in losses.items()}
-    np.savez_compressed(target, mean=mean, std=std, refusals=json.dumps(refusals), **arrays)
+    arrays |= {"mean": np.array(MEAN, np.float32), "std": np.array(STD, np.float32)}
+    np.savez_compressed(target, refusals=json.dumps(refusals), **arrays)
 
 
 def load(path: Path) -> Packed:

@@ -12,8 +12,8 @@ from collapse_words import (
     Row,
     alarms,
     condition_of,
+    fate,
     first_step,
-    is_collapsed,
     score,
     sentences,
     trained,
@@ -78,7 +78,7 @@ def setting(content: Row, name: str) -> str:
     return (
         f"Measured ({content['date']}, {m['device']}, torch {m['torch']}; "
         f"[all numbers](../benchmarks/results/{name}.md), "
-        f"[JSON](../benchmarks/results/{name}.json)): fluorescence nuclei (DSB 2018), "
+        f"[JSON](../benchmarks/results/{name}.json)): "
         f"{nuclei['train_rows']} training and {nuclei['val_rows']} validation images at "
         f"{s['size']}x{s['size']}, `LightweightUNet` of widths {', '.join(map(str, s['widths']))}, "
         f"AdamW at {s['lr']:g} with warm-up and cosine, {s['steps']} steps of {s['batch_size']}, "
@@ -87,7 +87,7 @@ def setting(content: Row, name: str) -> str:
         "of the monitor's first alarm, where there was one. The sparse set: the same images with "
         "one small nucleus in about half of them and none in the others, all other nuclei painted "
         "over with the image's own background, so that every mask is right; "
-        f"{sparse['train_foreground']:.2%} of its pixels are foreground."
+        f"{100 * sparse['train_foreground']:.2f} % of its pixels are foreground."
     )
 
 
@@ -137,7 +137,7 @@ def long_table(content: Row) -> str:
         "last. Dice, recall: validation, true masks. Monitor: step and cause of each finding.",
         "",
         "| training masks | loss function | seed | loss | pred_mean | pred_positive | pred_max | "
-        "Dice | recall | collapsed | monitor |",
+        "Dice | recall | fate | monitor |",
         "| --- | --- |" + " ---: |" * 7 + " --- | --- |",
     ]
     order = list(CONDITIONS)
@@ -153,9 +153,8 @@ def long_table(content: Row) -> str:
             continue
         values = (row["last"][name] for name in columns)
         cells = " | ".join("" if v is None else f"{v:.4f}" for v in values)
-        fate = "**yes**" if is_collapsed(row) else "no"
         said = "; ".join(f"{f['step']}: {f['cause']}" for f in row["findings"])
-        lines.append(f"{head} {cells} | {fate} | {said} |")
+        lines.append(f"{head} {cells} | {fate(row, content['rows'])} | {said} |")
     return "\n".join(lines) + "\n"
 
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any
 
 Row = dict[str, Any]
 
 # A run is collapsed if its Dice on the validation set, all of it drawn, ends below this. The
 # monitor has no part in it: it sees training batches, with the masks that the run was given, and
-# never the truth. Dice and not the share found, so that scattered dots do not count as found; the
-# figure lies in a gap that the table shows.
+# never the truth. Dice and not the share found, so that scattered dots do not count as found.
 COLLAPSED_DICE = 0.05
+# Below this share of what is usual with every mask drawn, a run is no witness against an alarm: a
+# net that finds 4 % of the foreground has been let down by its masks as well.
+SOUND_SHARE = 0.5
+FATES = ("collapsed", "damaged", "sound")
 NAMES = {
     "bce": "BCE",
     "dice": "Dice",
@@ -83,19 +87,16 @@ def sentences(content: Row) -> list[str]:
 
 def fates(rows: Sequence[Row]) -> str:
     """The rule, and the gap that it lies in."""
-    fallen, lived = by_fate(trained(rows))
+    runs = trained(rows)
+    fallen, damaged, sound = (by_fate(runs, rows, name) for name in FATES)
     text = (
-        f"A run counts as collapsed here if its validation Dice ends below {COLLAPSED_DICE:g}, "
-        f"whatever the monitor said: {len(fallen)} of {len(fallen) + len(lived)} did."
+        f"A run counts as collapsed if its validation Dice ends below {COLLAPSED_DICE:g}, as sound "
+        f"if it ends at {100 * SOUND_SHARE:.0f} % or more of the median of the runs on the same "
+        "set with every mask drawn; the monitor has no say in that. Of "
+        f"{len(runs)} runs {len(fallen)} collapsed, {len(sound)} were sound, {len(damaged)} in "
+        "between."
     )
-    if fallen and lived:
-        best = score(max(r["last"]["val_dice"] or 0.0 for r in fallen))
-        worst = min(lived, key=lambda r: r["last"]["val_dice"])
-        text += (
-            f" The highest of these ended at {best}, the lowest of the others at "
-            f"{score(worst['last']['val_dice'])} ({named(worst)})."
-        )
-    return text
+    return text + listed("In between", damaged)
 
 
 def cure(rows: Sequence[Row], loss: str) -> str:
@@ -103,15 +104,15 @@ def cure(rows: Sequence[Row], loss: str) -> str:
     parts, lost = [], False
     for share in sorted({r["share"] for r in trained(rows, reading="empty", loss=loss)}):
         own, bce = (trained(rows, share=share, reading="empty", loss=k) for k in (loss, "bce"))
-        fallen = len(by_fate(own)[0])
-        lost = lost or fallen > 0
-        beside = f" (BCE: {len(by_fate(bce)[0])})" if bce else ""
-        parts.append(f"at {100 * share:.0f} % {fallen} of {len(own)}{beside}")
+        failed = len(own) - len(by_fate(own, rows, "sound"))
+        lost = lost or failed > 0
+        beside = f" (BCE: {len(bce) - len(by_fate(bce, rows, 'sound'))})" if bce else ""
+        parts.append(f"at {100 * share:.0f} % {failed} of {len(own)}{beside}")
     if not parts:
         return ""
-    verdict = "is no cure for undrawn masks" if lost else "did not collapse here"
+    verdict = "is no cure for undrawn masks" if lost else "held out here"
     name = NAMES[loss][0].upper() + NAMES[loss][1:]
-    return f"{name} {verdict}. Collapsed, read as empty: {', '.join(parts)}."
+    return f"{name} {verdict}. Not sound, with undrawn masks read as empty: {', '.join(parts)}."
 
 
 def ignoring(rows: Sequence[Row]) -> str:
@@ -121,15 +122,16 @@ def ignoring(rows: Sequence[Row]) -> str:
     if not (ignored and full):
         return ""
     return (
-        f"With the undrawn rows ignored, {len(by_fate(ignored)[0])} of {len(ignored)} runs "
-        f"collapsed; their Dice is {span(ignored, 'val_dice')}, with every mask drawn it is "
+        f"With the undrawn rows ignored, {len(by_fate(ignored, rows, 'sound'))} of {len(ignored)} "
+        f"runs were sound; their Dice is {span(ignored, 'val_dice')}, with every mask drawn it is "
         f"{span(full, 'val_dice')}."
     )
 
 
 def pred_mean_hides(rows: Sequence[Row]) -> str:
     """How many collapsed runs look healthy by their mean probability."""
-    fallen = [r for r in by_fate(trained(rows))[0] if r["last"]["target_mean"]]
+    fallen = by_fate(trained(rows), rows, "collapsed")
+    fallen = [r for r in fallen if r["last"]["target_mean"]]
     high = [r for r in fallen if r["last"]["pred_mean"] >= r["last"]["target_mean"]]
     if not fallen:
         return ""
@@ -142,7 +144,7 @@ def pred_mean_hides(rows: Sequence[Row]) -> str:
 
 def damage(rows: Sequence[Row]) -> str:
     """What the training loss of a run that survived shows."""
-    lived = by_fate(trained(rows, share=0.6, reading="empty", loss="dice"))[1]
+    lived = by_fate(trained(rows, share=0.6, reading="empty", loss="dice"), rows, "sound")
     others = trained(rows, share=0.6, reading="ignored", loss="dice")
     if not (lived and others):
         return ""
@@ -156,7 +158,7 @@ def damage(rows: Sequence[Row]) -> str:
 
 def heard(rows: Sequence[Row]) -> str:
     """The monitor's alarms among the collapsed runs; those without one are named."""
-    fallen = by_fate(trained(rows))[0]
+    fallen = by_fate(trained(rows), rows, "collapsed")
     if not fallen:
         return ""
     loud = [r for r in fallen if alarms(r)]
@@ -171,8 +173,8 @@ def heard(rows: Sequence[Row]) -> str:
 
 
 def unheard(rows: Sequence[Row], data: str) -> str:
-    """The monitor's alarms among the other runs of a set, each of them named."""
-    lived = by_fate(trained(rows, data=data))[1]
+    """The monitor's alarms among the sound runs of a set, each of them named."""
+    lived = by_fate(trained(rows, data=data), rows, "sound")
     if not lived:
         return ""
     loud = [r for r in lived if alarms(r)]
@@ -181,7 +183,7 @@ def unheard(rows: Sequence[Row], data: str) -> str:
     )
     counts = ", ".join(f"{cause}: {n}" for cause, n in remarks.most_common())
     return (
-        f"Of the {len(lived)} other runs on the {data} set, {len(loud)} had an alarm"
+        f"Of the {len(lived)} sound runs on the {data} set, {len(loud)} had an alarm"
         + (f"; others had remarks, which never stop a run ({counts})" if remarks else "")
         + "."
         + listed("With an alarm", loud)
@@ -222,9 +224,27 @@ def named(row: Row) -> str:
     return f"{NAMES[row['loss']]}, {CONDITIONS[condition_of(row)]}"
 
 
-def by_fate(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The collapsed runs, and the others."""
-    return [r for r in rows if is_collapsed(r)], [r for r in rows if not is_collapsed(r)]
+def by_fate(runs: Sequence[Row], rows: Sequence[Row], name: str) -> list[Row]:
+    """The runs with this fate."""
+    return [run for run in runs if fate(run, rows) == name]
+
+
+def fate(run: Row, rows: Sequence[Row]) -> str:
+    """Whether a run is collapsed, damaged or sound.
+
+    Args:
+        run: a trained run.
+        rows: the study, for what is reached on the same set with every mask drawn.
+
+    Raises:
+        ValueError: the study has no such run, so that there is nothing to compare with.
+    """
+    if is_collapsed(run):
+        return "collapsed"
+    drawn = [r["last"]["val_dice"] or 0.0 for r in trained(rows, data=run["data"], reading="drawn")]
+    if not drawn:
+        raise ValueError(f"rows: expected runs on the {run['data']} set with every mask drawn")
+    return "damaged" if run["last"]["val_dice"] < SOUND_SHARE * median(drawn) else "sound"
 
 
 def span(rows: Sequence[Row], key: str) -> str:

@@ -131,16 +131,25 @@ def test_the_sentences_count_alarms_and_name_what_differs() -> None:
         row(0.8, "an alarm", loss="dice"),
         row(0.9, "a remark", loss="dice", seed=1),
         row(0.7, data="sparse", share=0.0, reading="drawn"),
+        row(0.9, share=0.0, reading="drawn"),
     ]
     text = "\n".join(collapse_words.sentences(content(*rows)))
-    assert "2 of 5 did. The highest of these ended at .010, the lowest of the others at" in text
+    assert "Of 6 runs 2 collapsed, 4 were sound, 0 in between." in text
     assert "an alarm in 1 of the 2 collapsed runs, the first at step 50 to 50" in text
     silent = "BCE, 60 % undrawn, read as empty, seed 1: Dice .010, under 0.05 since step 50."
     assert f"Without one: {silent}" in text
-    assert "the 2 other runs on the nuclei set, 1 had an alarm" in text
+    assert "the 3 sound runs on the nuclei set, 1 had an alarm" in text
     assert "(a remark: 1). With an alarm: Dice, 60 % undrawn" in text
-    assert "the 1 other runs on the sparse set, 0 had an alarm." in text
-    assert "Dice did not collapse here. Collapsed, read as empty: at 60 % 0 of 2 (BCE: 2)" in text
+    assert "the 1 sound runs on the sparse set, 0 had an alarm." in text
+    assert "Dice held out here. Not sound, with undrawn masks read as empty: at 60 % 0 of 2" in text
+
+
+def test_what_is_sound_depends_on_what_drawn_masks_give() -> None:
+    drawn = [row(d, share=0.0, reading="drawn", seed=k) for k, d in enumerate((0.2, 0.6, 0.8))]
+    for dice, fate in ((0.29, "damaged"), (0.31, "sound"), (0.04, "collapsed")):
+        assert collapse_words.fate(row(dice), [row(dice), *drawn]) == fate
+    with pytest.raises(ValueError, match="runs on the nuclei set with every mask drawn"):
+        collapse_words.fate(row(0.9), [row(0.9)])
 
 
 def test_a_collapse_is_dated_by_the_check_that_it_began_with() -> None:

@@ -1,4 +1,7 @@
-"""A training that is killed at a step: python killed_run.py STEP [options of train.py]."""
+"""A training that is killed after a step: python killed_run.py STEP [options of train.py].
+
+With STEP "15s" it is killed when last.pt has been saved after step 15, before what follows.
+"""
 
 import os
 import signal
@@ -22,15 +25,16 @@ def net_with_dropout(spec: str | None, classes: int) -> nn.Module:
 
 def main() -> int:
     """Run; at the step the process kills itself, as the system does without memory."""
-    last = int(sys.argv[1])
-    step = Trainer.train_step
+    last = int(sys.argv[1].rstrip("s"))
+    name = "save_last" if sys.argv[1].endswith("s") else "train_step"
+    original = getattr(Trainer, name)
 
     def killed(self: Trainer, *batches: dict[str, Any]) -> None:
-        step(self, *batches)
+        original(self, *batches)
         if self.step == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Trainer.train_step = killed  # type: ignore[method-assign]
+    setattr(Trainer, name, killed)
     launching.build_model = net_with_dropout  # type: ignore[assignment]
     return launching.launch(parse_args(sys.argv[2:]))
 

@@ -26,7 +26,7 @@ def census(**counts: Any) -> Census:
         "unreadable": 0,
         "mask_values": (0, 255),
         "problems": (),
-        "foreground": 6,
+        "foreground_rows": (0, 1, 2, 3, 4, 5),
         "empty": 2,
         "nonzero_share": 0.75,
         "foreground_mean": 0.1,

@@ -66,19 +66,19 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("step", "options"),
+    ("at", "saved", "options"),
     [
-        (6, []),  # resumed from the end of the first epoch
-        (9, ["--save-every", "4"]),  # from the middle of the second
-        (16, ["--save-every", "1"]),  # right after the first step of the last
-        (15, ["--save-every", "5"]),  # between the last step of an epoch and its validation
+        ("6", 5, []),  # resumed from the end of the first epoch
+        ("9", 8, ["--save-every", "4"]),  # from the middle of the second
+        ("17", 16, ["--save-every", "1"]),  # from the first step of the last
+        ("15s", 15, ["--save-every", "5"]),  # between an epoch's last step and its validation
     ],
 )
 def test_killed_and_resumed_is_the_same_run(
-    step: int, options: list[str], unbroken: Path, tmp_path: Path
+    at: str, saved: int, options: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, killed_run.__file__, str(step), "--data", f"{unbroken}/d.parquet"]
+    command = [sys.executable, killed_run.__file__, at, "--data", f"{unbroken}/d.parquet"]
     tests = str(Path(__file__).parents[1])
     path = os.pathsep.join([tests, str(Path(tests).parent), os.environ.get("PYTHONPATH", "")])
     end = subprocess.run(
@@ -88,8 +88,7 @@ def test_killed_and_resumed_is_the_same_run(
         text=True,
     )
     assert end.returncode == -signal.SIGKILL, end.stderr
-    saved = torch.load(folder / "last.pt", weights_only=True)
-    assert saved["step"] == {6: 5, 9: 8, 16: 15, 15: 15}[step]
+    assert torch.load(folder / "last.pt", weights_only=True)["step"] == saved
     assert train("--resume", str(folder)) == EXIT_OK
     check_equal(folder, unbroken / "run")
 

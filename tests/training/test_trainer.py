@@ -270,7 +270,7 @@ def test_on_cuda_statistics_and_monitor_launch_no_kernel_of_their_own(
 
     def plain_step() -> None:
         moved = to_device(batch, trainer.device)
-        logits = trainer.model(moved["image"])
+        logits = trainer.net(moved["image"])
         trainer.criterion(logits, moved["mask"], moved["valid"]).backward()
         trainer.updates.optimizer.step()
         trainer.updates.optimizer.zero_grad(set_to_none=True)
