@@ -84,6 +84,10 @@ class Objective:
             loss = self._joint(logits, masks, valid, factors.valid)
         if self.pseudo_weight is None:
             return loss
-        pseudo: Tensor = self.criterion(logits, masks, batch["pseudo"])
-        pseudo = pseudo if factors.pseudo is None else pseudo * factors.pseudo
+        pseudo: Tensor
+        if self._joint is None:
+            pseudo = self.criterion(logits, masks, batch["pseudo"])
+            pseudo = pseudo if factors.pseudo is None else pseudo * factors.pseudo
+        else:
+            pseudo = self._joint(logits, masks, batch["pseudo"], factors.pseudo)
         return loss + self.pseudo_weight * pseudo

@@ -81,11 +81,14 @@ def test_two_processes_take_the_step_of_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["one process has nothing", "accumulated"])
+@pytest.mark.parametrize(
+    ("name", "batch_dice"),
+    [("one process has nothing", False), ("one process has nothing", True), ("accumulated", False)],
+)
 def test_pseudo_masks_are_shared_out_by_their_own_number(
-    name: str, tmp_path: Path, free_port: int
+    name: str, batch_dice: bool, tmp_path: Path, free_port: int
 ) -> None:
-    options = {"data": "d.parquet", "pseudo_weight": 0.5}
+    options = {"data": "d.parquet", "pseudo_weight": 0.5, "batch_dice": batch_dice}
     check_that_two_are_one(VALID[name], options, tmp_path, free_port)
 
 

@@ -14,6 +14,7 @@ from training.runs import squares, write_set
 from fastseg_losses.training.data import open_index
 from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.labels import Labels
+from fastseg_losses.training.predictor import Prediction
 from fastseg_losses.training.pseudo_writer import PseudoWriter
 
 ANNOTATED = [True, False, False, True, False, True, False]
@@ -187,7 +188,7 @@ def test_validation_rows_and_unreadable_images_get_none(tmp_path: Path) -> None:
     assert cells(out.path, "mask")[6] == zeros(32)
     counts = (summary.filled, summary.validation, summary.unreadable, summary.unannotated)
     assert counts == (1, 1, 1, 3)
-    (problem,) = summary.warnings()
+    problem, _ = summary.warnings()  # the other: half of the pixels are unsure
     assert "row 6, column 'image'" in problem
     assert "Rows filled: 1 of 3" in summary.lines()[0]
 
@@ -247,6 +248,23 @@ def test_a_box_that_is_none_is_reported(box: list[float], tmp_path: Path) -> Non
     summary = writer.write(Bright(takes_boxes=True))
     assert summary.filled == 1
     assert "row 1, column 'box': expected [left, top, right, bottom]" in summary.problems[0]
+
+
+@pytest.mark.parametrize(("sure_of_dark", "warned"), [(0.4, True), (0.6, False)])
+def test_a_threshold_that_leaves_little_is_warned_of(
+    sure_of_dark: float, warned: bool, tmp_path: Path
+) -> None:
+    class OneSided(Bright):
+        def predict(self, *arguments: Any) -> Prediction:
+            mask, confidence = super().predict(*arguments)
+            dark = np.flatnonzero(mask == 0)
+            confidence[:] = 1.0
+            confidence.flat[dark[round(sure_of_dark * len(dark)) :]] = 0.6
+            return Prediction(mask, confidence)
+
+    source = write_bytes(tmp_path / "in.parquet")
+    summary = PseudoWriter(IndexTable(source), tmp_path / "out.parquet").write(OneSided())
+    assert any("leaves 100.0% of foreground" in w for w in summary.warnings()) == warned
 
 
 def test_masks_that_all_show_the_same_are_warned_of(tmp_path: Path) -> None:
