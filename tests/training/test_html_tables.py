@@ -84,11 +84,11 @@ def test_settings_say_which_are_not_the_default() -> None:
 
     assert changed(resolve({})) == {}
     assert changed(resolve({"data": "d"})) == {"--data": "d"}
-    given = {"data": "d", "lr": 0.5, "no_flips": True, "loss": "bce", "max_steps": 7}
+    given = {"data": "d", "lr": 0.5, "augment": "none", "loss": "bce", "max_steps": 7}
     assert changed(resolve(given)) == {
         "--data": "d",
         "--lr": "0.5",
-        "--no-flips": "yes",
+        "--augment": "none",
         "--loss": "bce",
         "--max-steps": "7",
     }
