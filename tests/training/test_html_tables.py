@@ -56,7 +56,7 @@ def test_a_census_of_classes_is_a_bar_of_all_rows() -> None:
 
 
 def test_a_census_of_nothing_has_no_bar() -> None:
-    none = {"rows": 0, "annotated": 0, "unannotated": 0, "foreground": 0, "empty": 0}
+    none = {"rows": 0, "annotated": 0, "unannotated": 0, "foreground_rows": (), "empty": 0}
     card = census_card("training", census(**none))
     assert card.parts == () and not card.good
 
