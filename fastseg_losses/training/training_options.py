@@ -32,7 +32,7 @@ class TrainingOptions:
     )
     pseudo_confidence: float = option(
         "loss",
-        0.9,
+        0.6,
         "pixels of a pseudo-mask whose confidence is lower count for nothing, 0 to 1",
         parse=float,
     )
