@@ -1,6 +1,7 @@
 """Two gloo processes against one: losses, gradients, whole runs."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from training.runs import SIZE, make_trainer, metrics, weights, write_set
 
 from fastseg_losses.training.distributed import World, find_world
 from fastseg_losses.training.trainer import Trainer
+
+Case = tuple[dict[str, Any], list[list[list[bool]]]]
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -35,20 +38,23 @@ def halves(valid: list[bool]) -> list[dict[str, Tensor]]:
     return [{k: v[:half] for k, v in whole.items()}, {k: v[half:] for k, v in whole.items()}]
 
 
-def step_of_a_process(rank: int, port: int, folder: Path, settings: dict[str, Any]) -> None:
+def steps_of_a_process(rank: int, port: int, folder: Path, cases: dict[str, Case]) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     world = find_world()
     world.connect(CPU)
-    torch.manual_seed(1)
-    trainer = make_trainer(folder, CPU, world=world, **settings["options"])
-    gradients = recorded(trainer)
-    for valid in settings["valid"]:
-        trainer.train_step(*(halves(v)[rank] for v in valid))
-    rows = world.gather(trainer.ring.flush())
+    results = {}
+    for name, (options, steps) in cases.items():
+        torch.manual_seed(1)
+        trainer = make_trainer(folder, CPU, world=world, **options)
+        gradients = recorded(trainer)
+        for step in steps:
+            trainer.train_step(*(halves(valid)[rank] for valid in step))
+        rows = world.gather(trainer.ring.flush())
+        results[name] = {"gradients": gradients, "rows": rows}
     if world.is_main:
-        torch.save({"gradients": gradients, "rows": rows}, folder / "result.pt")
+        torch.save(results, folder / "results.pt")
     world.leave()
 
 
@@ -71,97 +77,77 @@ VALID = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", ["combined", "dice"])
-@pytest.mark.parametrize("valid", VALID.values(), ids=VALID)
-def test_two_processes_take_the_step_of_one(
-    valid: list[list[list[bool]]], loss: str, tmp_path: Path, free_port: int
-) -> None:
-    check_that_two_are_one(valid, {"loss": loss}, tmp_path, free_port)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "batch_dice"),
-    [("one process has nothing", False), ("one process has nothing", True), ("accumulated", False)],
-)
-def test_pseudo_masks_are_shared_out_by_their_own_number(
-    name: str, batch_dice: bool, tmp_path: Path, free_port: int
-) -> None:
-    options = {"data": "d.parquet", "pseudo_weight": 0.5, "batch_dice": batch_dice}
-    check_that_two_are_one(VALID[name], options, tmp_path, free_port)
-
-
-def check_that_two_are_one(
-    valid: list[list[list[bool]]], options: dict[str, Any], tmp_path: Path, free_port: int
-) -> None:
+def cases() -> dict[str, Case]:
+    """What is tried: settings and steps, each a list of the valid samples of its micro-batches."""
+    found: dict[str, Case] = {}
+    for loss in ("combined", "dice"):
+        for name, steps in VALID.items():
+            found[f"{loss}, {name}"] = ({"loss": loss}, steps)
+            if name != "accumulated":
+                found[f"batch {loss}, {name}"] = ({"loss": loss, "batch_dice": True}, steps)
+    pseudo = {"data": "d.parquet", "pseudo_weight": 0.5}
+    found["pseudo"] = (pseudo, VALID["one process has nothing"])
+    found["pseudo, accumulated"] = (pseudo, VALID["accumulated"])
+    found["pseudo, batch"] = (pseudo | {"batch_dice": True}, VALID["one process has nothing"])
     # The rate is small: AdamW's first step is lr * sign(gradient), and the sign of rounding noise
     # may differ.
-    options = options | {"lr": 1e-7, "accumulate": len(valid[0])}
-    settings = {"options": options, "valid": valid}
-    processes.spawn(step_of_a_process, (free_port, tmp_path, settings), nprocs=2)
-    found = torch.load(tmp_path / "result.pt", weights_only=True)
-    torch.manual_seed(1)
-    (tmp_path / "one").mkdir()
-    single = make_trainer(tmp_path / "one", CPU, **(options | {"accumulate": 1}))
-    gradients = recorded(single)
-    for step in valid:
-        # The joined batch of a step: all its micro-batches, both processes' halves.
-        parts = [half for v in step for half in halves(v)]
-        single.train_step({k: torch.cat([part[k] for part in parts]) for k in parts[0]})
-    assert len(gradients) == len(found["gradients"]) == len(valid)
-    for expected, gradient, step in zip(gradients, found["gradients"], valid, strict=True):
-        assert bool(expected.any()) == any(map(any, step))
-        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5 * expected.abs().max())
-    assert len(found["rows"]) == 2 and len(found["rows"][0]) == sum(map(len, valid))
+    return {
+        name: (options | {"lr": 1e-7, "accumulate": len(steps[0])}, steps)
+        for name, (options, steps) in found.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of all cases, in one pair of processes: starting it takes longest."""
+    folder = tmp_path_factory.mktemp("two")
+    processes.spawn(steps_of_a_process, (a_free_port(), folder, cases()), nprocs=2)
+    results: dict[str, Any] = torch.load(folder / "results.pt", weights_only=True)
+    return results
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"loss": "dice"}, {"iou_weight": 0.5}], ids=str)
-def test_batch_dice_is_that_of_all_processes(
-    options: dict[str, Any], tmp_path: Path, free_port: int
+@pytest.mark.parametrize("name", cases())
+def test_two_processes_take_the_step_of_one(
+    name: str, of_two_processes: dict[str, Any], tmp_path: Path
 ) -> None:
-    options = options | {"lr": 1e-7, "batch_dice": True}
-    valid = [[[True, True, False, True]], [[True, True, False, False]], [[False] * 4]]
-    settings = {"options": options, "valid": valid}
-    processes.spawn(step_of_a_process, (free_port, tmp_path, settings), nprocs=2)
-    found = torch.load(tmp_path / "result.pt", weights_only=True)
+    found = of_two_processes[name]
+    options, steps = cases()[name]
     torch.manual_seed(1)
-    (tmp_path / "one").mkdir()
-    single = make_trainer(tmp_path / "one", CPU, **options)
+    single = make_trainer(tmp_path, CPU, **(options | {"accumulate": 1}))
     gradients = recorded(single)
-    for (step,) in valid:
-        parts = halves(step)
+    for step in steps:
+        # The joined batch of a step: all its micro-batches, both processes' halves.
+        parts = [half for valid in step for half in halves(valid)]
         single.train_step({k: torch.cat([part[k] for part in parts]) for k in parts[0]})
-    for expected, gradient, step in zip(gradients, found["gradients"], valid, strict=True):
+    assert len(gradients) == len(found["gradients"]) == len(steps)
+    for expected, gradient, step in zip(gradients, found["gradients"], steps, strict=True):
         assert bool(expected.any()) == any(map(any, step))
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5 * expected.abs().max())
+    assert len(found["rows"]) == 2 and len(found["rows"][0]) == sum(map(len, steps))
 
 
-@pytest.fixture
-def free_port() -> int:
-    import socket
-
+def a_free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def torchrun(port: int, *options: str) -> subprocess.CompletedProcess[str]:
+def torchrun(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(port), str(ROOT / "train.py"), *options]
+    command += ["--master-port", str(a_free_port()), str(ROOT / "train.py"), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_is_the_run_of_one(tmp_path: Path, free_port: int) -> None:
+def test_a_run_of_two_processes_is_the_run_of_one(tmp_path: Path) -> None:
     from training.runs import run
 
     data = write_set(tmp_path / "d.parquet", undrawn=[1, 2, 8], cell=None)
     options = ["--data", str(data), "--image-size", str(SIZE), "--epochs", "3", "--device", "cpu"]
     options += ["--num-workers", "0", "--lr", "5e-3", "--keep-unannotated", "--loss", "bce"]
-    two = torchrun(free_port, *options, "--batch-size", "2", "--output-dir", str(tmp_path / "two"))
+    two = torchrun(*options, "--batch-size", "2", "--output-dir", str(tmp_path / "two"))
     assert two.returncode == 0, two.stderr
     assert run(data, tmp_path / "one", epochs=3, loss="bce", keep_unannotated=True) == 0
     a, b = metrics(tmp_path / "one"), metrics(tmp_path / "two")
@@ -177,9 +163,9 @@ def test_a_run_of_two_processes_is_the_run_of_one(tmp_path: Path, free_port: int
 
 
 @pytest.mark.slow
-def test_all_processes_refuse_alike(tmp_path: Path, free_port: int) -> None:
+def test_all_processes_refuse_alike(tmp_path: Path) -> None:
     data = write_set(tmp_path / "d.parquet", undrawn=range(24), cell=None)
-    end = torchrun(free_port, "--data", str(data), "--device", "cpu", "--image-size", str(SIZE))
+    end = torchrun("--data", str(data), "--device", "cpu", "--image-size", str(SIZE))
     assert end.returncode != 0
     assert "refusing to train" in end.stderr
 
