@@ -167,8 +167,9 @@ def _number(value: float) -> str:
 
 
 def _flags(text: str) -> Markup:
-    """A text whose options are set as code, so that none is broken after its first dash."""
-    return Markup(re.sub(r"(--[a-z][a-z-]*)", r"<code>\1</code>", str(escape(text))))
+    """A text whose options stay in one piece: browsers break lines after each of the dashes."""
+    whole = r'<span class="flag">\1</span>'
+    return Markup(re.sub(r"(--[a-z][a-z-]*)", whole, str(escape(text))))
 
 
 def _picture(path: Path) -> str | None:

@@ -97,7 +97,7 @@ def test_multiclass_runs_have_a_page_too(tmp_path: Path) -> None:
     assert run(data, folder, epochs=2, **settings) == EXIT_OK
     page = read(folder)
     assert "--max-steps 2 is reached" in page.text
-    assert "pixels, training pixels, validation IoU, last epoch" in page.text
+    assert "IoU, best epoch (1) pixels, training pixels, validation" in page.text
 
 
 def test_a_collapse_that_stops_the_run_is_at_the_top(tmp_path: Path) -> None:
