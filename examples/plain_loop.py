@@ -37,7 +37,7 @@ def make_net() -> nn.Module:
     )
 
 
-def main(steps: int = 60, check_every: int = 10) -> tuple[float, list[Finding]]:
+def main(steps: int = 40, check_every: int = 10) -> tuple[float, list[Finding]]:
     """Train for some steps.
 
     Returns:

@@ -102,6 +102,29 @@ def region_value(term: RegionTerm, I: Tensor, P: Tensor, T: Tensor) -> Tensor:  
     return loss * loss.clamp_min(SCORE_FLOOR) ** (term.gamma - 1)
 
 
+def generalized_dice(
+    I: Tensor,  # noqa: E741
+    P: Tensor,
+    T: Tensor,
+    weights: str,
+    smooth_nr: float,
+    smooth_dr: float,
+) -> Tensor:
+    """1 - (2 sum w I + nr) / (sum w (P + T) + dr) over the last axis, which is kept with size 1.
+
+    w is 1 / T**2 ("square"), 1 / T ("simple") or 1 ("uniform"); where T is 0, the largest of the
+    other channels, and 0 where no channel has a target.
+    """
+    w = torch.ones_like(T)
+    if weights != "uniform":
+        w = 1 / (T * T if weights == "square" else T)
+        infinite = w.isinf()
+        w = w.masked_fill(infinite, 0.0)
+        w = torch.where(infinite, w.amax(-1, keepdim=True), w)
+    over = 2 * (w * I).sum(-1, keepdim=True) + smooth_nr
+    return 1 - over / ((w * (P + T)).sum(-1, keepdim=True) + smooth_dr)
+
+
 # ---- sums, reductions
 
 

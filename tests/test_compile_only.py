@@ -6,6 +6,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastseg_losses.kernels import launch, single_plan
+from fastseg_losses.kernels.generalized import generalized_launch
 from fastseg_losses.kernels.tiles import SingleTile
 from fastseg_losses.spec import RegionTerm
 
@@ -190,3 +191,12 @@ def test_the_single_launch_builds(targets, P):
 def test_the_portable_twin_builds_on_nvidia_too():
     plan = make_plan("float32", "float32", ptx=False)
     build_both(plan, "float32", "float32", TARGETS["sm_90"])
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("weights", ["square", "simple", "uniform"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_generalised_dice_finish_builds(target, weights, batch):
+    finish = generalized_launch(32, 19, 1, (1e-5, 1e-5), 1.0, weights, batch, not batch)
+    pointers = dict.fromkeys(("loss_ptr", "dsums_ptr", "sums_ptr"), "*fp32")
+    assert build(finish, pointers, TARGETS[target]).metadata.shared < 48 << 10

@@ -47,7 +47,7 @@ def test_plain_loop(capsys: pytest.CaptureFixture[str]) -> None:
     dice, findings = load("plain_loop").main()
     assert dice > 0.8
     assert findings == []
-    assert "step 60: loss" in capsys.readouterr().out
+    assert "step 40: loss" in capsys.readouterr().out
 
 
 def test_lightning_module() -> None:

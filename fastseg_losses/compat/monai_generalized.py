@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fastseg_losses.compat.fused import fused, reduced
+from fastseg_losses.compat.fused import fused
 from fastseg_losses.compat.monai_regions import _RegionLoss
+from fastseg_losses.ops_generalized import generalized_loss
 
 WEIGHTS = ("square", "simple", "uniform")
 
@@ -74,21 +74,15 @@ class GeneralizedDiceLoss(_RegionLoss):
         call = self._prepare(input, target)
         shared = {**call.shared, "include_background": True}
         sums = fused(call.inputs, call.mode, reduction="sums", overlap=self._overlap(), **shared)
-        I, P, T, _ = sums[:, :, call.dropped :].unbind(0)  # noqa: E741
-        if self.batch:
-            I, P, T = I.sum(0), P.sum(0), T.sum(0)  # noqa: E741
-        w = self._weights(T.detach())
-        over = (2 * (w * I).sum(-1, keepdim=True)) + self.smooth_nr
-        loss = 1 - over / ((w * (P + T)).sum(-1, keepdim=True) + self.smooth_dr)
+        loss = generalized_loss(
+            sums,
+            first=call.dropped,
+            weights=self.w_type,
+            smooth_nr=self.smooth_nr,
+            smooth_dr=self.smooth_dr,
+            reduction=self.reduction,
+            batch=self.batch,
+        )
         if self.reduction == "none":
             return loss.reshape(*loss.shape, *(1,) * (input.dim() - 2))
-        return reduced(loss, self.reduction)
-
-    def _weights(self, T: Tensor) -> Tensor:
-        """One for each channel, the largest finite one where a channel has no target."""
-        if self.w_type == "uniform":
-            return torch.ones_like(T)
-        w = 1 / (T * T if self.w_type == "square" else T)
-        absent = w.isinf()
-        w = w.masked_fill(absent, 0.0)
-        return torch.where(absent, w.amax(-1, keepdim=True), w)
+        return loss

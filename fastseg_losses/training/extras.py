@@ -8,6 +8,7 @@ PACKAGES = {
     "pyarrow": "pyarrow",
     "tqdm": "tqdm",
     "matplotlib": "matplotlib",
+    "yaml": "pyyaml",
     "jinja2": "jinja2",
 }
 

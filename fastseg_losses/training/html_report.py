@@ -11,12 +11,13 @@ from typing import Any
 
 from fastseg_losses.training.census import RowCensus
 from fastseg_losses.training.data import DataError
+from fastseg_losses.training.endings import RunEnded
 from fastseg_losses.training.exit_codes import EXIT_COLLAPSED, EXIT_INTERRUPTED
 from fastseg_losses.training.html_page import RunRecord, State, page
 from fastseg_losses.training.model import describe
 from fastseg_losses.training.run_folder import write_atomically
 from fastseg_losses.training.surroundings import command, device_name, peak_memory, versions
-from fastseg_losses.training.trainer import LOGGER, RunEnded, Trainer
+from fastseg_losses.training.trainer import LOGGER, Trainer
 
 NAME = "report.html"
 
@@ -37,6 +38,7 @@ class HtmlReport:
         self._trainer = trainer
         self._censuses = censuses
         self._start = time.monotonic()
+        self._epochs_before = trainer.epoch  # of the run that was resumed
         self._facts = _facts(trainer)
         self._last_end = self._last_cost = 0.0
 
@@ -63,8 +65,10 @@ class HtmlReport:
         Args:
             state: how the run stands.
         """
-        start = time.monotonic()
         trainer = self._trainer
+        if not trainer.world.is_main:
+            return
+        start = time.monotonic()
         folder = trainer.outputs.folder
         record = RunRecord(
             config=trainer.config,
@@ -73,8 +77,9 @@ class HtmlReport:
             rows=trainer.outputs.rows,
             findings=trainer.findings,
             step=trainer.step,
-            steps_per_epoch=len(trainer.train_loader),
+            epoch_batches=len(trainer.train_loader),
             seconds=start - self._start,
+            timed=trainer.epoch - self._epochs_before,
             written=datetime.datetime.now(),
             censuses=self._censuses,
             memory=peak_memory(trainer.device),

@@ -120,7 +120,8 @@ def census_card(title: str, census: RowCensus) -> CensusCard:
         states += [("several classes", census.several_rows, "full")]
         states += [("a single class", sum(census.alone_rows), "empty")]
         states += [("all ignored", census.ignored_rows, "ignored")]
-    states += [("not annotated", census.unannotated, "unknown")]
+    states += [("with a pseudo-mask", census.pseudo, "unknown")]
+    states += [("not annotated", census.unannotated - census.pseudo, "unknown")]
     states += [("unreadable", census.unreadable, "broken")]
     rows = max(census.rows, 1)
     parts = tuple(Part(label, n, n / rows, kind) for label, n, kind in states if n)

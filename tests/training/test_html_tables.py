@@ -58,11 +58,12 @@ def test_a_census_of_classes_is_a_bar_of_all_rows() -> None:
 
 @pytest.mark.parametrize(("empty", "tone"), [(1, "good"), (7, "asks"), (8, "bad")])
 def test_the_verdict_has_a_tone(empty: int, tone: str) -> None:
-    assert census_card("training", census(empty=empty, foreground=8 - empty)).tone == tone
+    drawn = tuple(range(8 - empty))
+    assert census_card("training", census(empty=empty, foreground_rows=drawn)).tone == tone
 
 
 def test_a_census_of_nothing_has_no_bar() -> None:
-    none = {"rows": 0, "annotated": 0, "unannotated": 0, "foreground": 0, "empty": 0}
+    none = {"rows": 0, "annotated": 0, "unannotated": 0, "foreground_rows": (), "empty": 0}
     card = census_card("training", census(**none))
     assert card.parts == () and card.tone == "bad"
 
@@ -90,13 +91,13 @@ def test_settings_say_which_are_not_the_default() -> None:
 
     assert changed(resolve({})) == {}
     assert changed(resolve({"data": "d"})) == {"--data": "d"}
-    given = {"data": "d", "lr": 0.5, "no_flips": True, "loss": "bce", "max_steps": 7}
+    given = {"data": "d", "lr": 0.5, "profile": True, "loss": "bce", "max_steps": 7}
     assert changed(resolve(given)) == {
         "--data": "d",
         "--lr": "0.5",
-        "--no-flips": "yes",
         "--loss": "bce",
         "--max-steps": "7",
+        "--profile": "yes",
     }
     many = {"data": "d", "mode": "multiclass", "num_classes": 3, "ignore_index": 7}
     assert list(changed(resolve(many))) == ["--data", "--mode", "--num-classes", "--ignore-index"]

@@ -170,7 +170,7 @@ def test_statistics_of_a_step_reach_the_ring_with_those_of_the_classes(tmp_path:
     mask = torch.randint(CLASSES, (2, 1, SIZE, SIZE), dtype=torch.uint8)
     mask[:, :, 0] = 255
     batch = {
-        "image": torch.randn(2, 3, SIZE, SIZE),
+        "image": torch.randint(256, (2, 3, SIZE, SIZE), dtype=torch.uint8),
         "mask": mask,
         "valid": torch.tensor([True, False]),
     }
