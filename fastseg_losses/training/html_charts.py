@@ -113,14 +113,14 @@ def _draw(
         colours = [_hex(colour) for colour in class_colours(len(names)).tolist()]
     by_column = dict(zip(names, colours, strict=False))
     figure = _figure()
-    axes = figure.add_axes((0.115, 0.13, 0.865, 0.83))
+    axes = figure.add_axes((0.13, 0.135, 0.85, 0.825))
     epochs = [row["epoch"] for row in kept]
     for column, values in known.items():
         mark = {"marker": "o", "markersize": 3.5} if len(kept) <= 40 else {}
         axes.plot(epochs, values, color=by_column[column], linewidth=1.8, **mark)
     for place in alarms:
         axes.axvline(place, color=_ALARM, linewidth=1, linestyle=(0, (3, 3)))
-    _dress(axes, title, [value for values in known.values() for value in values], epochs)
+    _dress(axes, title, [value for values in known.values() for value in values], epochs, alarms)
     curves = tuple(
         Curve(
             names[column],
@@ -132,7 +132,13 @@ def _draw(
     return Chart(title, _inline(figure, title), curves, note)
 
 
-def _dress(axes: Any, title: str, values: Sequence[float], epochs: Sequence[float]) -> None:
+def _dress(
+    axes: Any,
+    title: str,
+    values: Sequence[float],
+    epochs: Sequence[float],
+    alarms: Sequence[float],
+) -> None:
     """Everything around the lines."""
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
@@ -140,7 +146,7 @@ def _dress(axes: Any, title: str, values: Sequence[float], epochs: Sequence[floa
     axes.locator_params(axis="y", nbins=5)
     if title == "Learning rate":  # mostly constant, which has no height to scale to
         axes.set_ylim(0, 1.1 * max(finite))
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
+        axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
     if title.startswith("Validation"):
         axes.set_ylim(0, 1.02)
     if title == "Loss" and min(finite) > 0 and max(finite) > _LOG_FROM * min(finite):
@@ -148,11 +154,11 @@ def _dress(axes: Any, title: str, values: Sequence[float], epochs: Sequence[floa
         axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     if len(set(epochs)) == 1:  # a single point has no width to scale to
-        axes.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
+        axes.set_xlim(epochs[0] - 0.5, max(epochs[0], *alarms, 0) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     axes.grid(axis="y", color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, which="both", length=0, labelsize=8, pad=5)
+    axes.tick_params(colors=_INK, which="both", length=0, labelsize=10, pad=5)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(_LINE)
@@ -163,7 +169,7 @@ def _figure() -> Any:
     # As in report.py: a bare Figure, without pyplot, imported when it is needed.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 2.5))
+    figure = Figure(figsize=(5.2, 2.6))
     figure.patch.set_visible(False)
     return figure
 

@@ -70,15 +70,15 @@ def groups(findings: Sequence[Finding], config: TrainConfig) -> list[Group]:
     return [_group(same, config) for same in reversed(order)]
 
 
-def silence(step: int, config: TrainConfig) -> str:
+def silence(batches: int, config: TrainConfig) -> str:
     """What to say where there is no finding: how much the monitor has seen."""
-    if step < config.check_every:
+    if batches < config.check_every:
         return (
             f"The monitor has not judged anything yet: its first check comes after "
             f"{config.check_every} batches."
         )
     return (
-        f"The monitor has nothing to report after {step:,} batches, with a check every "
+        f"The monitor has nothing to report after {batches:,} batches, with a check every "
         f"{config.check_every}."
     )
 

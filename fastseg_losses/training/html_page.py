@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from fastseg_losses.training.census import RowCensus
+from fastseg_losses.training.clock import duration
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.findings import Finding
 from fastseg_losses.training.html_charts import draw_charts
@@ -54,8 +55,9 @@ class RunRecord:
         rows: the epochs' numbers, by column of metrics.csv.
         findings: all that the monitor said, recoveries included.
         step: optimizer steps done.
-        steps_per_epoch: of a whole epoch.
-        seconds: since the training started.
+        epoch_batches: batches of a whole epoch.
+        seconds: since the training started, or went on.
+        timed: epochs completed in that time.
         written: when the record was made.
         censuses: by what was counted.
         memory: the most memory held, in bytes, and what was counted; None if not known.
@@ -69,8 +71,9 @@ class RunRecord:
     rows: Sequence[dict[str, float]]
     findings: Sequence[Finding]
     step: int
-    steps_per_epoch: int
+    epoch_batches: int
     seconds: float
+    timed: int
     written: datetime.datetime
     censuses: Mapping[str, RowCensus]
     memory: tuple[int, str] | None
@@ -86,8 +89,7 @@ def page(run: RunRecord) -> str:
     """
     config = run.config
     alarmed = alarms(run.findings)
-    # An alarm at step s was raised in the epoch that ends at ceil(s / steps_per_epoch).
-    places = [finding.step / max(run.steps_per_epoch, 1) for finding in alarmed]
+    places = [finding.step / max(run.epoch_batches, 1) for finding in alarmed]
     return _template().render(
         css=_here("report.css").read_text(encoding="utf-8"),
         run=run,
@@ -96,7 +98,7 @@ def page(run: RunRecord) -> str:
         tiles=_tiles(run),
         groups=groups(alarmed, config),
         recoveries=recoveries(run.findings),
-        silence=silence(run.step, config),
+        silence=silence(run.step * config.accumulate, config),
         charts=draw_charts(run.rows, config.labels, alarms=places),
         marked=bool(places),
         picture=_picture(run.folder / "samples.png"),
@@ -104,17 +106,6 @@ def page(run: RunRecord) -> str:
         censuses=[census_card(what, census) for what, census in run.censuses.items()],
         settings=settings(config),
     )
-
-
-def duration(seconds: float) -> str:
-    """A time in the two units that matter."""
-    whole = round(seconds)
-    for size, name, small, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
-        if whole >= size:
-            return f"{whole // size} {name} {whole % size // small} {part}"
-    if whole >= 60:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def _best(run: RunRecord) -> dict[str, float] | None:
@@ -146,7 +137,9 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     tiles.append(("Epochs", f"{done} of {epochs}", f"{run.step:,} steps"))
     tiles.append(("Time", duration(run.seconds), _time_left(run, done)))
     if run.rows:
-        tiles.append(("Speed", f"{run.rows[-1]['images_per_s']:.1f}", "training images per second"))
+        row = run.rows[-1]
+        remark = f"training images per second; {row['data_share']:.0%} of the time waiting for data"
+        tiles.append(("Speed", f"{row['images_per_s']:.1f}", remark))
     if run.memory is not None:
         size, what = run.memory
         tiles.append(("Peak memory", f"{size / 2**30:.2f} GiB", what))
@@ -154,9 +147,9 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def _time_left(run: RunRecord, done: int) -> str:
-    if not run.rows:
-        return "in the first epoch"
-    each = run.seconds / len(run.rows)
+    if not run.timed:
+        return "no epoch is complete"
+    each = run.seconds / run.timed
     if run.state.kind != "running" or run.config.max_steps is not None:
         return f"{duration(each)} an epoch"
     return f"about {duration(each * (run.config.epochs - done))} left"
@@ -167,8 +160,9 @@ def _number(value: float) -> str:
 
 
 def _flags(text: str) -> Markup:
-    """A text whose options are set as code, so that none is broken after its first dash."""
-    return Markup(re.sub(r"(--[a-z][a-z-]*)", r"<code>\1</code>", str(escape(text))))
+    """A text whose options stay in one piece: browsers break lines after each of the dashes."""
+    whole = r'<span class="flag">\1</span>'
+    return Markup(re.sub(r"(--[a-z][a-z-]*)", whole, str(escape(text))))
 
 
 def _picture(path: Path) -> str | None:

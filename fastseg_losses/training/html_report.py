@@ -38,6 +38,7 @@ class HtmlReport:
         self._trainer = trainer
         self._censuses = censuses
         self._start = time.monotonic()
+        self._epochs_before = trainer.epoch  # of the run that was resumed
         self._facts = _facts(trainer)
         self._last_end = self._last_cost = 0.0
 
@@ -64,10 +65,10 @@ class HtmlReport:
         Args:
             state: how the run stands.
         """
-        start = time.monotonic()
         trainer = self._trainer
         if not trainer.world.is_main:
             return
+        start = time.monotonic()
         folder = trainer.outputs.folder
         record = RunRecord(
             config=trainer.config,
@@ -76,8 +77,9 @@ class HtmlReport:
             rows=trainer.outputs.rows,
             findings=trainer.findings,
             step=trainer.step,
-            steps_per_epoch=len(trainer.train_loader),
+            epoch_batches=len(trainer.train_loader),
             seconds=start - self._start,
+            timed=trainer.epoch - self._epochs_before,
             written=datetime.datetime.now(),
             censuses=self._censuses,
             memory=peak_memory(trainer.device),

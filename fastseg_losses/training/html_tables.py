@@ -44,7 +44,7 @@ class CensusCard:
         parts: the states of the rows.
         lines: the census's own lines, as name and value.
         verdict: what it means, in words.
-        good: whether there is something to learn.
+        tone: "good", "asks" (something is to be looked at) or "bad" (nothing to learn from).
     """
 
     title: str
@@ -52,7 +52,7 @@ class CensusCard:
     parts: tuple[Part, ...]
     lines: tuple[tuple[str, str], ...]
     verdict: str
-    good: bool
+    tone: str
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ def census_card(title: str, census: RowCensus) -> CensusCard:
     parts = tuple(Part(label, n, n / rows, kind) for label, n, kind in states if n)
     lines = [line.partition(": ") for line in census.lines(problems=False)]
     named = tuple((name, value) for name, _, value in lines if name not in ("Rows", "Verdict"))
-    return CensusCard(title, census.rows, parts, named, census.verdict, census.learnable)
+    clear = census.verdict.startswith("Something to learn from")
+    tone = "good" if clear else "asks" if census.learnable else "bad"
+    return CensusCard(title, census.rows, parts, named, census.verdict, tone)
 
 
 def class_table(

@@ -54,6 +54,14 @@ def test_numbers_that_do_not_exist_leave_a_gap_or_their_chart_out() -> None:
     assert draw_charts([], None) == []
 
 
+def test_an_alarm_after_the_only_epoch_is_in_the_picture() -> None:
+    (loss, *_) = draw_charts([row(1)], None, alarms=[1.8])
+    (place,) = re.findall(r'<path d="M ([0-9.]+) [^"]*"[^>]*--bad', loss.svg)
+    (clip,) = re.findall(r'<rect x="([0-9.]+)"[^>]* width="([0-9.]+)"', loss.svg)
+    left, width = map(float, clip)
+    assert left < float(place) < left + width
+
+
 def test_clipped_gradients_have_a_chart() -> None:
     charts = draw_charts([row(1, grad_norm=2.0)], None)
     assert charts[-1].title == "Norm of the gradients"

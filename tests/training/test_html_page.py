@@ -9,7 +9,7 @@ from training.pages import Page, census, record, row
 from fastseg_losses.training import html_page, report
 from fastseg_losses.training.config import resolve
 from fastseg_losses.training.findings import Cause, Finding
-from fastseg_losses.training.html_page import State, duration, page
+from fastseg_losses.training.html_page import State, page
 from fastseg_losses.training.labels import Labels
 
 HOSTILE = (
@@ -121,6 +121,7 @@ def test_the_numbers_at_the_top(tmp_path: Path) -> None:
         "Training loss 0.5000 validation 0.5000",
         "Epochs 2 of 50 20 steps",
         "Time 30 s about 12 min 0 s left",
+        "Speed 0.5 training images per second; 50% of the time waiting for data",
         "Peak memory 3.00 GiB held by the process",
         "Written 2026-01-02 03:04:05",
     ):
@@ -130,6 +131,8 @@ def test_the_numbers_at_the_top(tmp_path: Path) -> None:
     text = Page(page(record(tmp_path, rows=best_first, state=done))).text
     assert "Best validation Dice 0.8000 epoch 1; last epoch 0.6000" in text
     assert "15 s an epoch" in text and "left" not in text
+    resumed = record(tmp_path, timed=1)
+    assert "Time 30 s about 24 min 0 s left" in Page(page(resumed)).text
     unknown = [row(1, val_dice=math.nan, val_loss=0.2), row(2, val_dice=math.nan, val_loss=0.3)]
     text = Page(page(record(tmp_path, rows=unknown))).text
     assert "Lowest validation loss 0.2000 epoch 1" in text
@@ -174,19 +177,3 @@ def test_a_long_run_of_many_classes_stays_small(tmp_path: Path) -> None:
     assert "The 200 classes with the lowest IoU, of 1000" in Page(html).text
     long = [row(epoch, train_loss=1 / epoch) for epoch in range(1, 5001)]
     assert len(page(record(tmp_path, rows=long))) < 500_000
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.04, "0.0 s"),
-        (9.96, "10.0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (3599, "59 min 59 s"),
-        (3600, "1 h 0 min"),
-        (90_061, "1 d 1 h"),
-    ],
-)
-def test_durations_read_as_people_say_them(seconds: float, words: str) -> None:
-    assert duration(seconds) == words

@@ -21,8 +21,10 @@ from fastseg_losses.training.exit_codes import (
     EXIT_NON_FINITE,
     EXIT_OK,
 )
+from fastseg_losses.training.findings import Cause, Finding
 from fastseg_losses.training.html_page import State
 from fastseg_losses.training.html_report import HtmlReport
+from fastseg_losses.training.monitor import CollapseMonitor
 from fastseg_losses.training.trainer import Trainer
 
 
@@ -97,26 +99,33 @@ def test_multiclass_runs_have_a_page_too(tmp_path: Path) -> None:
     assert run(data, folder, epochs=2, **settings) == EXIT_OK
     page = read(folder)
     assert "--max-steps 2 is reached" in page.text
-    assert "pixels, training pixels, validation IoU, last epoch" in page.text
+    assert "IoU, best epoch (1) pixels, training pixels, validation" in page.text
 
 
-def test_a_collapse_that_stops_the_run_is_at_the_top(tmp_path: Path) -> None:
+def test_what_the_monitor_finds_is_at_the_top(tmp_path: Path) -> None:
     data = write_set(tmp_path / "d.parquet", undrawn=range(ROWS), cell=zeros(SIZE), marked=True)
     images, masks = squares(4)
     val = write_index(tmp_path / "v.parquet", images, masks, [True] * 4)
-    settings: dict[str, Any] = {"val": str(val), "check_every": 1, "epochs": 4}
-    settings |= {"on_collapse": "stop", "allow_no_foreground": True}
-    assert run(data, tmp_path / "accepted", **settings) == EXIT_OK
-    page = read(tmp_path / "accepted")
-    assert page.text.index("What the monitor found") < page.text.index("In numbers")
-    assert "No foreground in the targets".lower() in page.text.lower()
-    mostly = [row for row in range(ROWS) if row % 6 in (0, 2, 3, 4)]
-    data = write_set(tmp_path / "e.parquet", undrawn=mostly, cell=zeros(SIZE), marked=True)
-    settings = {"loss": "bce", "lr": 3e-3, "check_every": 2, "epochs": 40, "on_collapse": "stop"}
-    assert run(data, tmp_path / "run", **settings) == EXIT_COLLAPSED
-    page = read(tmp_path / "run")
-    assert "Stopped by a collapse" in page.text
-    assert "annotated training rows" in page.text and "Open ten images" in page.text
+    settings: dict[str, Any] = {"val": str(val), "check_every": 1, "allow_no_foreground": True}
+    assert run(data, tmp_path / "run", **settings) == EXIT_OK
+    text = read(tmp_path / "run").text
+    assert text.index("What the monitor found") < text.index(Cause.NO_FOREGROUND.value)
+    assert text.index(Cause.NO_FOREGROUND.value) < text.index("In numbers")
+
+
+def test_a_collapse_that_stops_the_run_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(monitor: CollapseMonitor, *args: Any, **options: Any) -> list[Finding]:
+        return [Finding(Cause.NOT_PREDICTED, 4, "nothing is predicted. Evidence: loss 0.1.")]
+
+    monkeypatch.setattr(CollapseMonitor, "observe", find)
+    data = write_set(tmp_path / "d.parquet")
+    assert run(data, tmp_path / "run", on_collapse="stop", epochs=3) == EXIT_COLLAPSED
+    text = read(tmp_path / "run").text
+    assert "Stopped by a collapse stopped: foreground is there but not predicted" in text
+    assert "no epoch is complete" in text
+    assert text.index("nothing is predicted.") < text.index("Open ten images")
 
 
 def test_nan_is_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def test_a_census_is_a_bar_of_all_rows() -> None:
         ("unreadable", 1),
     ]
     assert sum(part.share for part in card.parts) == pytest.approx(1)
-    assert card.good and card.verdict.startswith("1 of 11 rows cannot be read")
+    assert card.tone == "asks" and card.verdict.startswith("1 of 11 rows cannot be read")
     lines = dict(card.lines)
     assert lines["Samples with segmentation"] == "9 / 11"
     assert lines["Foreground share of a mask"] == "mean 10.00%, median 8.00%"
@@ -53,12 +53,19 @@ def test_a_census_of_classes_is_a_bar_of_all_rows() -> None:
         "unreadable": 1,
     }
     assert sum(part.share for part in card.parts) == pytest.approx(1)
+    assert card.tone == "asks"
+
+
+@pytest.mark.parametrize(("empty", "tone"), [(1, "good"), (7, "asks"), (8, "bad")])
+def test_the_verdict_has_a_tone(empty: int, tone: str) -> None:
+    drawn = tuple(range(8 - empty))
+    assert census_card("training", census(empty=empty, foreground_rows=drawn)).tone == tone
 
 
 def test_a_census_of_nothing_has_no_bar() -> None:
     none = {"rows": 0, "annotated": 0, "unannotated": 0, "foreground_rows": (), "empty": 0}
     card = census_card("training", census(**none))
-    assert card.parts == () and not card.good
+    assert card.parts == () and card.tone == "bad"
 
 
 def test_classes_stand_beside_their_share_of_the_pixels() -> None:
@@ -84,13 +91,13 @@ def test_settings_say_which_are_not_the_default() -> None:
 
     assert changed(resolve({})) == {}
     assert changed(resolve({"data": "d"})) == {"--data": "d"}
-    given = {"data": "d", "lr": 0.5, "augment": "none", "loss": "bce", "max_steps": 7}
+    given = {"data": "d", "lr": 0.5, "profile": True, "loss": "bce", "max_steps": 7}
     assert changed(resolve(given)) == {
         "--data": "d",
         "--lr": "0.5",
-        "--augment": "none",
         "--loss": "bce",
         "--max-steps": "7",
+        "--profile": "yes",
     }
     many = {"data": "d", "mode": "multiclass", "num_classes": 3, "ignore_index": 7}
     assert list(changed(resolve(many))) == ["--data", "--mode", "--num-classes", "--ignore-index"]
