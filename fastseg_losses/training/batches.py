@@ -51,5 +51,5 @@ def decoded(
 
 
 def number_of_samples(loader: DataLoader[Sample]) -> int:
-    """Samples in one pass of a loader."""
-    return len(loader.dataset)  # type: ignore[arg-type]
+    """Samples that this process has in one pass of a loader."""
+    return len(loader.sampler)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from fastseg_losses.training.config import TrainConfig, resolve
-from fastseg_losses.training.config_file import read_settings, settings_to_resume
+from fastseg_losses.training.config_file import beside, read_settings, settings_to_resume
 from fastseg_losses.training.exit_codes import (
     EXIT_BAD_INPUT,
     EXIT_COLLAPSED,
@@ -128,7 +128,7 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
     given = vars(parser.parse_args(argv))
     try:
         if "config" in given:
-            given = read_settings(given.pop("config")) | given
+            given = beside(read_settings(given.pop("config")), given)
         if given.get("resume") is not None:
             given = settings_to_resume(given["resume"], given)
         return resolve(given)

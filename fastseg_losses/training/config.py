@@ -15,6 +15,7 @@ from typing import Any
 
 from fastseg_losses.training.data_options import DataOptions
 from fastseg_losses.training.labels import BINARY_IGNORED, Labels, default_ignore_index, labels_for
+from fastseg_losses.training.run_folder import write_atomically
 from fastseg_losses.training.run_options import RunOptions
 from fastseg_losses.training.settings import (
     AUGMENT_STRENGTHS,
@@ -93,7 +94,8 @@ class TrainConfig(RunOptions, TrainingOptions, DataOptions):
         So without the folder, which is where the file is.
         """
         values = self.to_dict() | {"output_dir": None, "resume": None}
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(values, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastseg_losses.training.config import TrainConfig
+from fastseg_losses.training.settings import AUGMENT_STRENGTHS, COMBINED_WEIGHTS
 
 # What a checkpoint's net depends on, or its statistics: another value would be another run.
 FIXED = ("mode", "num_classes", "model")
@@ -65,7 +66,24 @@ def settings_to_resume(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{name}: expected {before.get(name)!r} as in the resumed run, got {given[name]!r}"
             )
-    return before | dict(given) | {"output_dir": folder}
+    return beside(before, given) | {"output_dir": folder}
+
+
+def beside(file: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file and what is typed, which wins.
+
+    What only went with another choice in the file (the weights of a combined loss, the strengths of
+    an augmentation) is left out: nobody asked for it.
+    """
+    both = dict(file) | dict(typed)
+    dropped: tuple[str, ...] = ()
+    if both.get("loss", "combined") != "combined":
+        dropped += tuple(COMBINED_WEIGHTS)
+    if both.get("augment") != "full":
+        dropped += tuple(AUGMENT_STRENGTHS)
+    if both.get("pseudo_weight") is None:
+        dropped += ("pseudo_confidence",)
+    return {k: v for k, v in both.items() if k in typed or k not in dropped}
 
 
 def _parse(path: str) -> Any:

@@ -69,6 +69,11 @@ class World:
             dist.broadcast_object_list(shared, src=0, group=self._host)
         return shared[0]
 
+    def copy_from_main(self, value: Tensor) -> None:
+        """Overwrite a tensor with the main process's."""
+        if self.size > 1:
+            dist.broadcast(value, src=0)
+
     def leave(self) -> None:
         """End the connection."""
         if self.size > 1 and dist.is_initialized():

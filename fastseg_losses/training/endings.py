@@ -9,9 +9,18 @@ import signal
 from collections.abc import Iterator
 
 from fastseg_losses.training.distributed import AGREE_EVERY, World
-from fastseg_losses.training.exit_codes import EXIT_COLLAPSED, EXIT_INTERRUPTED, EXIT_OK
+from fastseg_losses.training.exit_codes import (
+    EXIT_COLLAPSED,
+    EXIT_INTERRUPTED,
+    EXIT_NON_FINITE,
+    EXIT_OK,
+)
 
 LOGGER = logging.getLogger("fastseg_losses.training")
+
+
+# Of several reasons the one that says most, last.
+_BY_WEIGHT = (EXIT_OK, EXIT_INTERRUPTED, EXIT_COLLAPSED, EXIT_NON_FINITE)
 
 
 class RunEnded(Exception):  # noqa: N818 - an early end, not always an error
@@ -41,6 +50,7 @@ class Endings:
         self._world = world
         self._code = EXIT_OK
         self._message = ""
+        self._is_agreed = False
 
     def note(self, code: int, message: str) -> None:
         """A reason to end after this step; the first one counts."""
@@ -50,10 +60,14 @@ class Endings:
     def agreed(self) -> bool:
         """Whether some process has a reason to end; each waits for the others."""
         mine = EXIT_INTERRUPTED if self.interrupted and self._code == EXIT_OK else self._code
-        code = self._world.largest(mine)
-        if code != EXIT_OK and mine == EXIT_OK:
-            self.note(code, "ended with another process")
-        return code != EXIT_OK
+        code = _BY_WEIGHT[self._world.largest(_BY_WEIGHT.index(mine))]
+        if code == EXIT_OK:
+            return False
+        if not self._is_agreed:  # all have the same code and message from here on
+            said = zip(self._world.gather(mine), self._world.gather(self._message), strict=True)
+            self._code, self._message = next(pair for pair in said if pair[0] == code)
+            self._is_agreed = True
+        return True
 
     def agreed_at(self, step: int) -> bool:
         """The same in the middle of an epoch: several processes only ask now and then."""

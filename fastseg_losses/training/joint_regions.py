@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
+from fastseg_losses.arguments import Mode
 from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.functional import region_sums
 from fastseg_losses.reference import Sums, region_values
@@ -26,11 +29,12 @@ class JointRegions:
         spec = criterion.spec
         assert spec.batch and spec.regions
         self._spec = spec
+        self._mode = cast(Mode, spec.mode)
         self._world = world
         self._points: SegmentationLoss | None = None
         if spec.points:
             self._points = SegmentationLoss(
-                spec.points, (), mode=spec.mode, ignore_index=spec.ignore_index
+                spec.points, (), mode=self._mode, ignore_index=spec.ignore_index
             )
 
     def __call__(
@@ -45,11 +49,11 @@ class JointRegions:
             share: factor of the pointwise terms, from `ValidShares`.
         """
         spec, world = self._spec, self._world
-        sums = region_sums(logits, masks, valid, mode=spec.mode, ignore_index=spec.ignore_index)
+        sums = region_sums(logits, masks, valid, mode=self._mode, ignore_index=spec.ignore_index)
         mine = torch.stack(sums).sum(1, keepdim=True)  # (4, 1, C)
         total = mine + (world.add_up(mine.detach().clone()) - mine.detach())
         I, P, T, V = total.unbind(0)  # noqa: E741
-        values = region_values(spec, Sums(I, P, T, V, ()), torch.ones_like(V[0]), "mean")
+        values = region_values(spec, Sums(I, P, T, V), torch.ones_like(V[0]), "mean")
         weighted = [term.weight * v for term, v in zip(spec.regions, values, strict=True)]
         loss = world.size * torch.stack(weighted).sum()
         if self._points is None:

@@ -81,6 +81,8 @@ def _run(config: TrainConfig, log: RunLog, world: World) -> int:
         with report.until_the_end():
             trainer.fit(report.after_epoch)
     except RunEnded as end:
+        # torchrun ends the others when the first one goes: not before all is written.
+        world.gather(None)
         return _fail(end.code, str(end))
     except DataError as error:
         # From a worker it comes as a traceback; what its last exception said is the message.
@@ -101,7 +103,7 @@ def _prepare(config: TrainConfig, log: RunLog, world: World) -> tuple[Trainer, H
     device = pick_device(config.device, world)
     world.connect(device)
     LOGGER.info("%s", describe_machine(device, world))
-    if config.output_dir is not None and config.resume is None:
+    if config.output_dir is not None and config.resume is None and world.is_main:
         check_free(config.output_dir)
     seed_everything(config.seed)
     model = build_model(config.model, config.channels)
@@ -124,6 +126,8 @@ def _prepare(config: TrainConfig, log: RunLog, world: World) -> tuple[Trainer, H
         torch.manual_seed(config.seed + world.rank)
     if config.resume is not None:
         restore(trainer, folder / "last.pt")
+        if world.is_main:
+            config.save(folder / "config.json")
     LOGGER.info("model: %s", describe(model))
     weights = ", ".join(f"{name}={value}" for name, value in config.loss_arguments().items())
     LOGGER.info("loss: %s%s", config.loss, f" ({weights})" if weights else "")
@@ -190,7 +194,8 @@ def _open_folder(config: TrainConfig, log: RunLog, world: World) -> Path:
         try:
             folder = Path(config.resume or make_run_folder(config.output_dir))
             log.write_to(folder)
-            config.save(folder / "config.json")
+            if config.resume is None:
+                config.save(folder / "config.json")
         except ValueError as error:
             folder = error
     folder = world.from_main(folder)

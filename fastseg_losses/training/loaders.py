@@ -94,6 +94,8 @@ def _first_rows(splits: Splits, census: Census | ClassCensus, count: int) -> Spl
         rows = tuple(row for row in rows if row in foreground)
     else:
         rows = tuple(row for row in rows if has_any[row])
+    if not rows:
+        raise ValueError("overfit_batches: expected annotated rows with foreground, got none")
     chosen = Split(splits.train.index, rows[:count])
     LOGGER.info("--overfit-batches: training and validating on %d rows", len(chosen.rows))
     return dataclasses.replace(splits, train=chosen, val=chosen)

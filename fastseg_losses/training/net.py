@@ -69,6 +69,13 @@ class Net:
         """Evaluation mode of the net that is validated."""
         self.result.eval()
 
+    def share_buffers(self, world: World) -> None:
+        """Give all processes the main one's buffers (batch statistics), which are saved."""
+        models = [self.model] if self.average is None else [self.model, self.average.module]
+        for model in models:
+            for buffer in model.buffers():
+                world.copy_from_main(buffer)
+
     def without_exchange(self, active: bool) -> contextlib.AbstractContextManager[Any]:
         """A backward whose gradients stay on this device for now: another is to be added."""
         if active and self._parallel is not None:

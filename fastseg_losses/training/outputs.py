@@ -35,6 +35,7 @@ class Outputs:
         rows: the rows of metrics.csv so far.
         score: the column that decides which epoch is the best, and its name for people.
         stale: epochs since the best.
+        saved_step: the step of last.pt; None before it is written.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, *, writes: bool = True) -> None:
@@ -42,6 +43,7 @@ class Outputs:
         self.rows: list[dict[str, float]] = []
         self.score = ("val_dice", "Dice") if config.labels is None else ("val_miou", "mean IoU")
         self.stale = 0
+        self.saved_step: int | None = None
         self._config = config
         self._writes = writes
         self._best = (-math.inf, -math.inf)
@@ -54,6 +56,8 @@ class Outputs:
 
     def add_epoch(self, row: dict[str, float]) -> bool:
         """Take in a complete epoch's metrics; whether it is the best so far."""
+        if self.rows and self.rows[-1]["epoch"] == row["epoch"]:
+            self.rows.pop()  # --max-steps ended in that epoch, and the run was resumed
         self.rows.append(row)
         score = rank(row, self.score[0])
         best = len(self.rows) == 1 or score > self._best
@@ -65,14 +69,15 @@ class Outputs:
     def save_epoch(self, state: dict[str, Any], *, best: bool) -> None:
         """Write the metrics, the checkpoints and the curves."""
         if not self._writes:
+            self.saved_step = state["step"]
             return
         row = self.rows[-1]
         clipped = self._config.clip_grad is not None
         columns = report.columns(self._config.labels, clipped=clipped)
         report.write_metrics(self.folder / "metrics.csv", self.rows, columns)
-        self.save_last(state)
-        if best:
+        if best:  # first: a run that is killed in between does the epoch again
             save_checkpoint(self.folder / "best.pt", state)
+        self.save_last(state)
         report.plot_curves(self.folder / "curves.png", self.rows, self._config.labels)
         if self._board is not None:
             for name, value in row.items():
@@ -84,6 +89,7 @@ class Outputs:
         """Write last.pt, also in the middle of an epoch."""
         if self._writes:
             save_checkpoint(self.folder / "last.pt", state)
+        self.saved_step = state["step"]
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far, as plain values."""

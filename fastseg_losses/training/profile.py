@@ -49,6 +49,18 @@ class StepProfiler:
         elif self._steps == PASSED + WARM + RECORDED:
             self._profile.stop()
 
+    def close(self) -> None:
+        """The run has ended."""
+        if not 0 < self._steps < PASSED + WARM + RECORDED:
+            return
+        self._profile.stop()
+        if self._steps <= PASSED + WARM:
+            LOGGER.warning(
+                "--profile: nothing was recorded, which takes %d steps; the run had %d",
+                PASSED + WARM + RECORDED,
+                self._steps,
+            )
+
     def _write(self, recorded: Any) -> None:
         self._folder.mkdir(exist_ok=True)
         recorded.export_chrome_trace(str(self._folder / "trace.json"))

@@ -122,7 +122,8 @@ def write_metrics(path: Path, rows: Sequence[Row], names: Sequence[str] = COLUMN
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
-        writer.writerow([_cell(row[name]) for name in names])
+        # An epoch before a resumption may lack what an option since then adds.
+        writer.writerow([_cell(row.get(name, math.nan)) for name in names])
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastseg_losses.training.checkpoint import load_checkpoint
+from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.plain_state import from_plain, to_plain
 from fastseg_losses.training.random_state import (
     random_state,
@@ -17,6 +18,12 @@ from fastseg_losses.training.tally import Tally
 
 if TYPE_CHECKING:
     from fastseg_losses.training.trainer import Trainer
+
+# What decides which rows an epoch draws, and in which order.
+ORDER_DEPENDS_ON = (
+    *("data", "val", "seed", "val_fraction", "keep_unannotated", "pseudo_weight"),
+    *("overfit_batches", "oversample_foreground"),
+)
 
 LOGGER = logging.getLogger("fastseg_losses.training")
 
@@ -37,6 +44,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "step": trainer.step,
         "metrics": dict(trainer.outputs.rows[-1]) if trainer.outputs.rows else {},
         "batches": trainer.batches,
+        "draws": trainer.batches * trainer.config.batch_size * trainer.world.size,
+        "epoch_is_drawn": trainer.batches >= len(trainer.train_loader),
         "updates": trainer.updates.state_dict(),
         "outputs": trainer.outputs.state_dict(),
         "findings": to_plain(trainer.findings),
@@ -64,7 +73,8 @@ def restore(trainer: Trainer, path: Path) -> None:
         trainer.updates.load_state_dict(state["updates"])
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: does not fit the net: {error}") from error
-    trainer.epoch, trainer.step, trainer.batches = state["epoch"], state["step"], state["batches"]
+    trainer.epoch, trainer.step = state["epoch"], state["step"]
+    trainer.batches = _batches_done(trainer, state)
     trainer.outputs.load_state_dict(state["outputs"])
     trainer.findings = from_plain(state["findings"])
     _restore_rank(trainer, state["ranks"])
@@ -75,6 +85,20 @@ def restore(trainer: Trainer, path: Path) -> None:
         trainer.batches + 1,
         trainer.step + 1,
     )
+
+
+def _batches_done(trainer: Trainer, state: dict[str, Any]) -> int:
+    """Batches of the epoch that need not be drawn again, at this run's batch size."""
+    here, before = trainer.config, TrainConfig.from_dict(state["config"])
+    changed = [name for name in ORDER_DEPENDS_ON if getattr(here, name) != getattr(before, name)]
+    if changed and state["batches"]:
+        LOGGER.warning("another %s: epoch %d begins anew", changed[0], trainer.epoch + 1)
+        return 0
+    in_epoch = len(trainer.train_loader)
+    if state["epoch_is_drawn"]:
+        return in_epoch
+    done: int = state["draws"] // (here.batch_size * trainer.world.size)
+    return min(done, in_epoch)
 
 
 def _restore_rank(trainer: Trainer, ranks: list[dict[str, Any]]) -> None:
@@ -94,5 +118,4 @@ def _restore_rank(trainer: Trainer, ranks: list[dict[str, Any]]) -> None:
     trainer.monitor.load_state_dict(ranks[0]["monitor"])
     if world.is_main:
         trainer.tally = Tally.joined([from_plain(rank["tally"]) for rank in ranks])
-    trainer.batches = trainer.batches * len(ranks) // world.size
     seed_everything(trainer.config.seed + trainer.step + world.rank)

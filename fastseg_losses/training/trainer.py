@@ -6,6 +6,7 @@ writes into a `StatsRing`; there is no ``.item()`` and no arithmetic on them on 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -110,7 +111,8 @@ class Trainer:
         self.tally = Tally(self._classes)
         self.findings: list[Finding] = []
         self.endings = Endings(self.world)
-        self._profiler = StepProfiler(folder, device) if config.profile else None
+        profiled = config.profile and self.world.is_main
+        self._profiler = StepProfiler(folder, device) if profiled else None
         self._shown: dict[str, float] = {}
         self._seconds: list[float] = []
 
@@ -134,8 +136,10 @@ class Trainer:
             RunEnded: the run ended early: NaN or Inf, a collapse under ``--on-collapse stop``,
                 or Ctrl-C. What was worth saving is saved.
         """
-        with self.endings.catching_interrupts():
-            while self.epoch < self.config.epochs and not self._steps_are_up():
+        with self.endings.catching_interrupts(), contextlib.ExitStack() as at_the_end:
+            if self._profiler is not None:
+                at_the_end.callback(self._profiler.close)
+            while self._goes_on():
                 start = time.monotonic()
                 try:
                     self._run_epoch()
@@ -146,9 +150,6 @@ class Trainer:
                 self._end_if_agreed()
                 after_epoch()
                 self._seconds.append(time.monotonic() - start)
-                if self._is_stale():
-                    LOGGER.info("early stop: no better score for %d epochs", self.outputs.stale)
-                    return
 
     def train_step(self, *batches: dict[str, Any]) -> None:
         """One optimizer step on the batches joined. On CUDA the host does not wait for it."""
@@ -175,17 +176,18 @@ class Trainer:
         row = self._train_epoch()
         if self.endings.agreed():
             return
-        train, self.tally = Tally.joined(self.world.gather(self.tally)), Tally(self._classes)
+        train = Tally.joined(self.world.gather(self.tally))
         val = self._validated()
         if self.endings.agreed():
             return
-        bad = first_nonfinite(self.model)
-        if bad is not None or not (val.batches == 0 or math.isfinite(val.loss)):
+        if not self._is_finite() or not (val.valid == 0 or math.isfinite(val.loss)):
             self._note_non_finite(f"after epoch {self.epoch + 1}, validation loss {val.loss:.4g}")
             return
-        self.epoch += 1
-        self.batches = 0
-        row = {"epoch": self.epoch} | report.metrics(train, val) | row
+        row = {"epoch": self.epoch + 1} | report.metrics(train, val) | row
+        if self.batches >= len(self.train_loader):  # --max-steps may end in the middle of one
+            self.epoch += 1
+            self.batches = 0
+            self.tally = Tally(self._classes)
         if self.config.clip_grad is not None:
             row["grad_norm"] = self.updates.take_grad_norm()
         best = self.outputs.add_epoch(row)
@@ -216,7 +218,8 @@ class Trainer:
                 progress.update(count)
                 if self._is_time_to_save():
                     self._take(self.ring.flush())
-                    self.save_last()
+                    if not self.endings.agreed() and self._is_finite():
+                        self.save_last()
                 if self.endings.agreed_at(self.step) or self._steps_are_up():
                     break
             self._take(self.ring.flush())
@@ -244,6 +247,8 @@ class Trainer:
         if finding.is_fatal:
             self._note_non_finite(finding.message)
             return
+        if not self.world.is_main:  # its log is not seen, and one judge is enough
+            return
         self.findings.append(finding)
         if finding.cause is Cause.RECOVERED:
             LOGGER.info("%s", finding)
@@ -259,15 +264,13 @@ class Trainer:
         where = f"first parameter that is not finite: {name}" if name else "parameters still finite"
         self.findings.append(Finding(Cause.NON_FINITE, self.step, f"{message} ({where})"))
         LOGGER.error("NaN or Inf: %s (%s, step %d)", message, where, self.step)
-        kept = (
-            "last.pt is that of the last good epoch"
-            if self.outputs.rows
-            else "no checkpoint is written"
-        )
+        saved = self.outputs.saved_step
+        kept = "no checkpoint is written" if saved is None else f"last.pt is that of step {saved}"
         self.endings.note(EXIT_NON_FINITE, f"stopped by NaN or Inf; {kept}")
 
     def _validated(self) -> Tally:
         tally = Tally(self._classes)
+        self.net.share_buffers(self.world)
         if self.val_loader is not None:
             tally = validate(
                 self.net, self.criterion, self.val_loader, self.val_ring, tally, self.endings
@@ -294,6 +297,18 @@ class Trainer:
         every = self.config.save_every
         return every is not None and self.step % every == 0
 
+    def _goes_on(self) -> bool:
+        """Whether there is another epoch to train."""
+        if self._is_stale():
+            LOGGER.info("early stop: no better score for %d epochs", self.outputs.stale)
+            return False
+        return self.epoch < self.config.epochs and not self._steps_are_up()
+
+    def _is_finite(self) -> bool:
+        """Whether the weights are finite in every process; buffers need not be equal."""
+        bad = first_nonfinite(self.model) is not None
+        return self.world.largest(int(bad)) == 0
+
     def _is_stale(self) -> bool:
         patience = self.config.patience
         if patience is None or self.epoch < self.config.min_epochs:
@@ -303,7 +318,7 @@ class Trainer:
     def _end_if_agreed(self) -> None:
         if not self.endings.agreed():
             return
-        if self.endings.keeps_weights and first_nonfinite(self.model) is None:
+        if self.endings.keeps_weights and self._is_finite():
             self.save_last()
         self.endings.end(
             f"interrupted at step {self.step}; {self.outputs.folder / 'last.pt'} is saved"

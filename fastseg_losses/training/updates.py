@@ -101,7 +101,8 @@ class Updates:
         self.optimizer.load_state_dict(state["optimizer"])
         for mine in self.optimizer.param_groups:
             mine |= {name: group[name] for name in ("lr", "initial_lr", "weight_decay", "fused")}
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the loss was not scaled
+            self._scaler.load_state_dict(state["scaler"])
         device = self._parameters[0].device
         self._norms, self._count = (
             None if state[name] is None else state[name].to(device) for name in ("norms", "count")

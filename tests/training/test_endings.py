@@ -1,9 +1,10 @@
 import signal
+from typing import Any
 
 import pytest
 
 from fastseg_losses.training.distributed import AGREE_EVERY, World
-from fastseg_losses.training.endings import Endings, RunEnded
+from fastseg_losses.training.endings import _BY_WEIGHT, Endings, RunEnded
 from fastseg_losses.training.exit_codes import (
     EXIT_COLLAPSED,
     EXIT_INTERRUPTED,
@@ -22,7 +23,10 @@ class Pair(World):
 
     def largest(self, number: int) -> int:
         self.asked += 1
-        return max(number, self.other)
+        return max(number, _BY_WEIGHT.index(self.other))
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, "theirs" if isinstance(value, str) else self.other]
 
 
 def test_without_a_reason_nothing_ends() -> None:
@@ -68,6 +72,22 @@ def test_processes_end_together_and_ask_now_and_then() -> None:
     assert endings.agreed_at(AGREE_EVERY) and world.asked == 1
     endings = Endings(Pair(EXIT_NON_FINITE))
     assert endings.agreed() and not endings.keeps_weights
-    with pytest.raises(RunEnded, match="another process") as ended:
+    with pytest.raises(RunEnded, match="theirs") as ended:
         endings.end("")
     assert ended.value.code == EXIT_NON_FINITE
+
+
+def test_of_several_reasons_the_heaviest_counts_in_all_processes() -> None:
+    for mine, other in (
+        (EXIT_COLLAPSED, EXIT_NON_FINITE),
+        (EXIT_NON_FINITE, EXIT_INTERRUPTED),
+        (EXIT_COLLAPSED, EXIT_INTERRUPTED),
+    ):
+        endings = Endings(Pair(other))
+        endings.note(mine, "mine")
+        assert endings.agreed()
+        heavier = max(mine, other, key=_BY_WEIGHT.index)
+        assert endings.keeps_weights == (heavier != EXIT_NON_FINITE)
+        with pytest.raises(RunEnded, match="mine" if heavier == mine else "theirs") as ended:
+            endings.end("")
+        assert ended.value.code == heavier

@@ -12,7 +12,12 @@ from training.runs import SIZE, metrics, same, weights, write_set
 from fastseg_losses.training import launch as launching
 from fastseg_losses.training import outputs
 from fastseg_losses.training.command_line import parse_args
-from fastseg_losses.training.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK
+from fastseg_losses.training.exit_codes import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_NON_FINITE,
+    EXIT_OK,
+)
 from fastseg_losses.training.trainer import Trainer
 
 # 20 training rows: 5 batches an epoch.
@@ -126,6 +131,67 @@ def test_a_finished_run_goes_on_with_more_epochs(unbroken: Path, tmp_path: Path)
     assert train(*base, "--output-dir", str(whole)) == EXIT_OK
     check_equal(folder, whole)
     assert parse_args(["--config", str(folder / "config.json")]).epochs == 4
+
+
+def test_ctrl_c_while_validating_keeps_the_epochs_statistics(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    original = Trainer._validated
+
+    def interrupted(self: Trainer) -> object:
+        if self.epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_validated", interrupted)
+        code = train("--data", f"{unbroken}/d.parquet", "--output-dir", str(folder), *OPTIONS)
+    assert code == EXIT_INTERRUPTED
+    assert train("--resume", str(folder)) == EXIT_OK
+    check_equal(folder, unbroken / "run")
+
+
+def test_more_steps_go_on_where_max_steps_ended(unbroken: Path, tmp_path: Path) -> None:
+    base = ["--data", f"{unbroken}/d.parquet", *OPTIONS, "--schedule", "constant"]
+    base += ["--patience", "9"]
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    assert train(*base, "--max-steps", "7", "--output-dir", str(folder)) == EXIT_OK
+    assert train("--resume", str(folder), "--max-steps", "15") == EXIT_OK
+    assert train(*base, "--max-steps", "15", "--output-dir", str(whole)) == EXIT_OK
+    assert same(weights(folder), weights(whole))
+    assert [row["epoch"] for row in metrics(folder)] == ["1", "2", "3"]
+    assert metrics(folder)[1]["train_loss"] == metrics(whole)[1]["train_loss"]
+
+
+def test_settings_that_change_the_batches(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    original = Trainer.train_step
+
+    def interrupted(self: Trainer, *batches: object) -> None:
+        original(self, *batches)  # type: ignore[arg-type]
+        if self.step == 9:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        train("--data", f"{unbroken}/d.parquet", "--output-dir", str(folder), *OPTIONS)
+    options = ["--batch-size", "8", "--loss", "bce", "--epochs", "3"]
+    assert train("--resume", str(folder), *options) == EXIT_OK
+    # 16 of the second epoch's 20 rows were drawn: one batch of 4 is left; then 3 of the third's.
+    assert torch.load(folder / "last.pt", weights_only=True)["step"] == 9 + 1 + 3
+    assert train("--resume", str(folder), "--amp", "fp16", "--epochs", "4") == EXIT_OK
+
+
+def test_nan_is_never_saved(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["--data", f"{unbroken}/d.parquet", *OPTIONS, "--warmup-steps", "0"]
+    code = train(*options, "--lr", "1e30", "--save-every", "1", "--output-dir", str(folder))
+    assert code == EXIT_NON_FINITE
+    saved = folder / "last.pt"
+    assert not saved.exists() or all(torch.isfinite(v).all() for v in weights(folder).values())
 
 
 @pytest.mark.parametrize(
