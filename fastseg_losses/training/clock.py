@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
+
+from fastseg_losses.training.config import TrainConfig
 
 T = TypeVar("T")
 
@@ -38,6 +41,26 @@ class Clock:
             finally:
                 self.waited += time.perf_counter() - start
             yield batch
+
+
+def seconds_left(
+    config: TrainConfig, epoch: int, step: int, epoch_steps: int, epochs_took: Sequence[float]
+) -> float:
+    """Seconds until a run's end at its pace so far; NaN while there is none to go by.
+
+    Args:
+        config: the resolved settings.
+        epoch: epochs completed.
+        step: optimizer steps done.
+        epoch_steps: optimizer steps of an epoch.
+        epochs_took: seconds of each epoch so far.
+    """
+    if not epochs_took:
+        return math.nan
+    epochs = float(config.epochs - epoch)
+    if config.max_steps is not None and epoch_steps:
+        epochs = min(epochs, (config.max_steps - step) / epoch_steps)
+    return max(0.0, epochs) * sum(epochs_took) / len(epochs_took)
 
 
 def duration(seconds: float) -> str:

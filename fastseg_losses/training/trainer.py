@@ -28,7 +28,7 @@ from fastseg_losses.training.batches import (
     windows,
 )
 from fastseg_losses.training.checkpoint import first_nonfinite
-from fastseg_losses.training.clock import Clock
+from fastseg_losses.training.clock import Clock, seconds_left
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.data import Sample
 from fastseg_losses.training.distributed import World
@@ -278,17 +278,10 @@ class Trainer:
         return Tally.joined(self.world.gather(tally))
 
     def _log_epoch(self, row: dict[str, float], val: Tally) -> None:
-        mean = sum(self._seconds) / len(self._seconds) if self._seconds else math.nan
-        LOGGER.info("%s", report.epoch_line(row, self.config.epochs, self.step, self._left(mean)))
+        left = seconds_left(self.config, self.epoch, self.step, self._epoch_steps, self._seconds)
+        LOGGER.info("%s", report.epoch_line(row, self.config.epochs, self.step, left))
         if self._classes:
             LOGGER.info("  val_iou of %s", report.class_scores(val.class_iou))
-
-    def _left(self, epoch_seconds: float) -> float:
-        """Seconds until the end at this pace; NaN while there is none to go by."""
-        epochs = float(self.config.epochs - self.epoch)
-        if self.config.max_steps is not None and self._epoch_steps:
-            epochs = min(epochs, (self.config.max_steps - self.step) / self._epoch_steps)
-        return max(0.0, epochs) * epoch_seconds
 
     def _steps_are_up(self) -> bool:
         return self.config.max_steps is not None and self.step >= self.config.max_steps

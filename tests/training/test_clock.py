@@ -1,8 +1,10 @@
+import math
 import time
 
 import pytest
 
-from fastseg_losses.training.clock import Clock, duration
+from fastseg_losses.training.clock import Clock, duration, seconds_left
+from fastseg_losses.training.config import resolve
 
 
 def test_only_waiting_is_counted() -> None:
@@ -23,3 +25,12 @@ def test_only_waiting_is_counted() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_end_comes_at_the_pace_so_far() -> None:
+    config = resolve({"data": "d", "epochs": 10})
+    assert math.isnan(seconds_left(config, 1, 5, 5, []))
+    assert seconds_left(config, 4, 20, 5, [2.0, 4.0]) == 18.0
+    few = resolve({"data": "d", "epochs": 10, "max_steps": 30})
+    assert seconds_left(few, 4, 20, 5, [3.0]) == 6.0
+    assert seconds_left(few, 6, 30, 5, [3.0]) == 0.0
