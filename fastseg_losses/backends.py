@@ -99,16 +99,19 @@ def _warn_once(trouble: str) -> None:
 # ---- the torch backend
 
 
-def torch_loss(spec: LossSpec, inputs: Inputs, stats_out: Tensor | None) -> tuple[Tensor, Tensor]:
+def torch_loss(
+    spec: LossSpec, inputs: Inputs, stats_out: Tensor | None, *, constants: bool = True
+) -> tuple[Tensor, Tensor]:
     """Loss and statistics row by the reference.
 
     Args:
         spec: what to compute.
         inputs: logits, targets, valid, class_weights, pos_weight, as the caller passed them.
         stats_out: where the row goes, or None.
+        constants: whether only the logits may require grad, as with the kernels.
     """
     logits, targets, valid, class_weights, vector = inputs
-    sizes = check_call(spec, inputs)
+    sizes = check_call(spec, inputs, constants=constants)
     multiclass = spec.mode == "multiclass"
     ids = multiclass and not is_soft(logits, targets)
     x, t = logits.reshape(sizes), targets.reshape((sizes.N, 1, sizes.P) if ids else sizes)
