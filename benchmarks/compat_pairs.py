@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from peer_packages import smp_losses
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -93,11 +94,9 @@ def theirs(name: str, mode: str) -> Loss:
     assert found is not None
     if found.library == "nnunet":
         return nnunet_ids if mode == "multiclass" else nnunet_masks
-    modules = {
-        "smp": "segmentation_models_pytorch.losses",
-        "monai": "monai.losses",
-        "torchvision": "torchvision.ops",
-    }
+    if found.library == "smp":
+        return _loss(smp_losses(), found, mode)
+    modules = {"monai": "monai.losses", "torchvision": "torchvision.ops"}
     return _loss(importlib.import_module(modules[found.library]), found, mode)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import compat_pairs
 import torch
 import torch.nn.functional as F
+from peer_packages import smp_losses
 from torch import Tensor
 from torch.autograd import Function
 
@@ -95,7 +96,7 @@ def hand(name: str) -> Loss:
 
 
 def _smp(name: str, mode: str) -> Loss:
-    smp = importlib.import_module("segmentation_models_pytorch").losses
+    smp = smp_losses()
     if mode == "multiclass":
         dice = smp.DiceLoss(mode, smooth=1.0)
         both = {"ce+dice": lambda x, y: F.cross_entropy(x, y.long()) + dice(x, y.long())}
@@ -164,7 +165,7 @@ def rival(which: str, name: str, mode: str) -> Loss:
     """A loss of eager PyTorch or of a peer; "compat": the one that compat has by that name.
 
     Raises:
-        ImportError: the peer is not installed.
+        ImportError: the peer is not installed, or something that it needs is not.
         LookupError: the peer has no such loss.
     """
     if which == "compat":

@@ -21,7 +21,7 @@ def test_peer(record, name, mode, case):
     try:
         loss = compat_pairs.theirs(name, mode)
     except ImportError as error:
-        pytest.skip(f"it is not installed ({error})")
+        pytest.skip(f"its library does not import here ({error})")
     record("peer", name, case, loss)
 
 

@@ -42,7 +42,7 @@ def test_peers(record, peer, name, case):
     try:
         loss = rival(peer, name, mode_of(case))
     except ImportError as error:
-        pytest.skip(f"{peer} is not installed ({error})")
+        pytest.skip(f"{peer} does not import here ({error})")
     except LookupError as error:
         pytest.skip(f"{peer}: {error}")
     record(peer, name, case, loss)

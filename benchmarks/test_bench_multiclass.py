@@ -23,5 +23,5 @@ def test_peers(record, peer, case):
     try:
         loss = rival(peer, "ce+dice", "multiclass")
     except ImportError as error:
-        pytest.skip(f"{peer} is not installed ({error})")
+        pytest.skip(f"{peer} does not import here ({error})")
     record(peer, "ce+dice", case, loss)

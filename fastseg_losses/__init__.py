@@ -1,10 +1,10 @@
 """Fused segmentation losses: every term, its gradient and the statistics in one read."""
 
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING
 
-_here = Path(__file__).parent
+_here = _Path(__file__).parent
 if not (
     _here / "kernels"
 ).is_dir():  # source checkout: kernels/ is a sibling; a wheel carries it inside
@@ -12,10 +12,10 @@ if not (
 
 if TYPE_CHECKING:
     from fastseg_losses.base import SegmentationLoss
+    from fastseg_losses.combined import CombinedSegmentationLoss
     from fastseg_losses.functional import region_sums
     from fastseg_losses.losses import (
         BCELoss,
-        CombinedSegmentationLoss,
         CrossEntropyLoss,
         DiceLoss,
         FocalLoss,
@@ -43,20 +43,24 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Imported at first use: `train.py --help` imports this package too, and torch takes seconds.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {
-        "SegmentationLoss": "base",
-        "region_sums": "functional",
-        "SegmentationSnapshot": "stats",
-        "SegmentationStats": "stats",
-    }
-    value = getattr(import_module(f"{__name__}.{homes.get(name, 'losses')}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker would take every misspelt name for an attribute
+
+    def __getattr__(name: str) -> object:
+        # Imported at first use: `train.py --help` imports this package too; torch takes seconds.
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        homes = {
+            "CombinedSegmentationLoss": "combined",
+            "SegmentationLoss": "base",
+            "region_sums": "functional",
+            "SegmentationSnapshot": "stats",
+            "SegmentationStats": "stats",
+        }
+        value = getattr(_import_module(f"{__name__}.{homes.get(name, 'losses')}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # what a user may use: not the helpers above, nor every submodule that was imported meanwhile
+    return sorted({name for name in globals() if name.startswith("__")} | {*__all__})

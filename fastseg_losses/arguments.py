@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
+
+Mode = Literal["binary", "multilabel", "multiclass"]
+Reduction = Literal["mean", "sum", "none"]
+Absent = Literal["keep", "skip"]
+Activation = Literal["sigmoid"] | None
+Backend = Literal["auto", "triton", "torch"]
+
+MODES: tuple[str, ...] = get_args(Mode)
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
 def check_weight(name: str, value: float) -> float:
@@ -40,13 +50,18 @@ def check_number(name: str, value: float, low: float, high: float, *, above: boo
         ValueError: outside the range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
+        raise TypeError(f"{name}: expected a number, got {value!r}{mode_hint(value)}")
     inside = (low < value if above else low <= value) and value <= high
     if not inside or not _is_finite(value):
         bound = f"{'above' if above else 'at least'} {low:g}" + (
             "" if math.isinf(high) else f" and at most {high:g}"
         )
         raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")
+
+
+def mode_hint(value: object) -> str:
+    """What to add to an error about a mode that came where another argument was expected."""
+    return f"; mode is a keyword: mode={value!r}" if value in MODES else ""
 
 
 def _is_finite(value: float) -> bool:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 import warnings
 from functools import cache
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from fastseg_losses import reference, reference_multiclass
+from fastseg_losses import reference_binary, reference_multiclass
+from fastseg_losses.arguments import Backend
 from fastseg_losses.inputs import Inputs, check_call, check_stats_out, is_soft, live_pixels
 from fastseg_losses.spec import LossSpec
-from fastseg_losses.stats import FIELDS, bad_targets_error, per_class
+from fastseg_losses.stats import row_length
+from fastseg_losses.target_values import check_ids, check_range
 
-BACKENDS = ("auto", "triton", "torch")
+BACKENDS: tuple[str, ...] = get_args(Backend)
 MIN_TRITON = (3, 4)
 MIN_CAPABILITY = (8, 0)  # the oldest NVIDIA generation the kernels are compiled for in the tests
 
@@ -100,29 +103,55 @@ def _warn_once(trouble: str) -> None:
 
 
 def torch_loss(
-    spec: LossSpec, inputs: Inputs, stats_out: Tensor | None, *, constants: bool = True
-) -> tuple[Tensor, Tensor]:
+    spec: LossSpec,
+    inputs: Inputs,
+    stats_out: Tensor | None,
+    *,
+    want_stats: bool = False,
+    constants: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Loss and statistics row by the reference.
 
     Args:
         spec: what to compute.
         inputs: logits, targets, valid, class_weights, pos_weight, as the caller passed them.
         stats_out: where the row goes, or None.
+        want_stats: whether the row is wanted without a place to go.
         constants: whether only the logits may require grad, as with the kernels.
+
+    Returns:
+        The loss, and the row if anybody wants it.
+
+    Raises:
+        TypeError: see `inputs.check_call`.
+        ValueError: see `inputs.check_call`; on the CPU also targets that no formula is for.
     """
     logits, targets, valid, class_weights, vector = inputs
     sizes = check_call(spec, inputs, constants=constants)
-    multiclass = spec.mode == "multiclass"
-    ids = multiclass and not is_soft(logits, targets)
+    if stats_out is not None:
+        check_stats_out(stats_out, row_length(spec, logits), logits.device)
+        want_stats = True
+    ids = spec.mode == "multiclass" and not is_soft(logits, targets)
     x, t = logits.reshape(sizes), targets.reshape((sizes.N, 1, sizes.P) if ids else sizes)
     live = live_pixels(sizes, t, valid, spec.ignore_index)
-    compute = reference_multiclass.loss_and_stats if multiclass else reference.loss_and_stats
-    loss, row = compute(spec, x, t, live, class_weights, vector)
-    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        bad = int(row[FIELDS.index("bad_targets")])
-        if bad:
-            raise bad_targets_error(f"{bad} valid targets", per_class(spec, logits))
-    if stats_out is not None:
-        check_stats_out(stats_out, row.numel(), logits.device)
+    # The kernels leave a flag on the device; here the caller gets the error at once.
+    at_once = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    if spec.mode == "multiclass":
+        classes = reference_multiclass.read_pixels(x, t, live)
+        if at_once and classes.bad is not None:
+            check_ids(t, classes.bad, sizes.C)
+        elif at_once:
+            check_range(classes.t, classes.live, multiclass=True)
+        loss, row = reference_multiclass.loss_and_stats(
+            spec, classes, class_weights, vector, want_stats=want_stats
+        )
+    else:
+        pixels = reference_binary.read_pixels(x, t, live)
+        if at_once and targets.dtype != torch.bool:
+            check_range(pixels.t, pixels.live, multiclass=False)
+        loss, row = reference_binary.loss_and_stats(
+            spec, pixels, class_weights, vector, want_stats=want_stats
+        )
+    if stats_out is not None and row is not None:
         row = stats_out.copy_(row)
     return loss, row

@@ -4,49 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from fastseg_losses import spec as specs
+from fastseg_losses.arguments import Absent, Activation, Backend, Mode, Reduction, mode_hint
 from fastseg_losses.backends import BACKENDS
 from fastseg_losses.functional import segmentation_loss
+from fastseg_losses.signatures import Weights, shows_shared, unexpected_argument
 from fastseg_losses.spec import LossSpec, PointTerm, RegionTerm
 from fastseg_losses.stats import SegmentationStats, per_class, row_size
 
-Weights = Sequence[float] | Tensor | float | None
+LossAndStats = tuple[Tensor, SegmentationStats]
 
 
+@shows_shared()
 class SegmentationLoss(nn.Module):
     """What all losses share: the arguments, the buffers and the call. Not for use by itself.
 
     Args:
         points: the pointwise terms.
         regions: the region terms.
-        mode: "binary" (one class, logits (N, 1, *spatial) or (N, *spatial)), "multilabel" (C
-            independent classes) or "multiclass" (one of C classes at every pixel).
-        reduction: how a term becomes a number. Pointwise terms (BCE, cross-entropy, focal) are
-            sums over pixels, region terms (Dice, IoU, Tversky) one score for each group. "mean":
-            sum over the valid elements / their number; mean over the groups. "sum": the plain
-            sums, so that in a combination the pixels outweigh the groups. "none": (N, C), a
-            pointwise term as each group's own mean over its pixels; region terms alone (C,) with
-            batch=True; in multiclass mode (N,) where a pointwise term is among the terms.
-        ignore_index: target value whose pixels count for nothing, or None.
-        class_weights: (C,) weights of the classes, or None.
-        include_background: False leaves class 0 out of the region terms, after the softmax;
-            multiclass only.
-        batch: True takes one region score per class over the whole batch, False one per sample and
-            class.
-        absent: "skip" leaves a class that a group's target lacks out of the region mean, "keep"
-            counts it.
-        activation: None (a softmax over the classes in multiclass mode, else a sigmoid) or
-            "sigmoid" (multiclass: each class against the rest).
-        upsample: None (losses from low-resolution logits are not available yet).
-        backend: "auto" (Triton on CUDA tensors where it runs, else torch), "triton" or "torch".
         pos_weight: weight of the positive class in the BCE term, a scalar or (C,), or None; not
             with a softmax.
         class_alpha: (C,) weights of the classes in a softmax focal term, or None.
+        **shared: see `SharedArguments`.
 
     Raises:
         TypeError: an argument of the wrong type, or one that the loss does not have.
@@ -63,16 +47,16 @@ class SegmentationLoss(nn.Module):
         points: Sequence[PointTerm],
         regions: Sequence[RegionTerm],
         *,
-        mode: str = "binary",
-        reduction: str = "mean",
+        mode: Mode = "binary",
+        reduction: Reduction = "mean",
         ignore_index: int | None = None,
         class_weights: Weights = None,
         include_background: bool = True,
         batch: bool = False,
-        absent: str = "keep",
-        activation: str | None = None,
-        upsample: str | None = None,
-        backend: str = "auto",
+        absent: Absent = "keep",
+        activation: Activation = None,
+        upsample: None = None,
+        backend: Backend = "auto",
         pos_weight: Weights = None,
         class_alpha: Tensor | None = None,
         **unknown: Any,
@@ -95,10 +79,7 @@ class SegmentationLoss(nn.Module):
         if class_alpha is not None and "focal" not in self.spec.term_names:
             unknown["class_alpha"] = class_alpha
         if unknown:
-            raise TypeError(
-                f"{type(self).__name__}: unexpected argument {next(iter(unknown))!r}; "
-                f"help(fastseg_losses.{type(self).__name__}) lists what it takes"
-            )
+            raise unexpected_argument(type(self), next(iter(unknown)))
         if backend not in BACKENDS:
             raise ValueError(
                 f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
@@ -135,6 +116,50 @@ class SegmentationLoss(nn.Module):
         """
         return row_size(self.term_names, num_classes if self.spec.mode == "multiclass" else 0)
 
+    @overload
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        valid: Tensor | None = ...,
+        return_stats: Literal[False] = ...,
+        *,
+        stats_out: Tensor | None = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        valid: Tensor | None = ...,
+        *,
+        return_stats: Literal[True],
+        stats_out: Tensor | None = ...,
+    ) -> LossAndStats: ...
+
+    @overload
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        valid: Tensor | None,
+        return_stats: Literal[True],
+        *,
+        stats_out: Tensor | None = ...,
+    ) -> LossAndStats: ...
+
+    @overload
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        valid: Tensor | None = ...,
+        return_stats: bool = ...,
+        *,
+        stats_out: Tensor | None = ...,
+    ) -> Tensor | LossAndStats: ...
+
     def forward(
         self,
         logits: Tensor,
@@ -143,7 +168,7 @@ class SegmentationLoss(nn.Module):
         return_stats: bool = False,
         *,
         stats_out: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | LossAndStats:
         """Compute the loss, and the statistics when asked.
 
         Args:
@@ -177,6 +202,9 @@ class SegmentationLoss(nn.Module):
         assert row is not None  # it was asked for
         return loss, SegmentationStats(row, self.spec.term_names, per_class(self.spec, logits))
 
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's returns Any
+
     def extra_repr(self) -> str:
         """The spec's fields that matter, for `print(criterion)`."""
         spec = self.spec
@@ -205,7 +233,7 @@ def weight_vector(name: str, values: Weights) -> Tensor | None:
         return None
     expected = f"{name}: expected a number or a flat sequence of numbers"
     if isinstance(values, (str, bytes)):
-        raise TypeError(f"{expected}, got {values!r}")
+        raise TypeError(f"{expected}, got {values!r}{mode_hint(values)}")
     try:
         vector = torch.as_tensor(values, dtype=torch.float32).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:

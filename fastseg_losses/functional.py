@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastseg_losses.arguments import Activation, Backend, Mode
 from fastseg_losses.ops import segmentation_loss
 from fastseg_losses.spec import LossSpec, sums_spec
 
@@ -27,10 +28,10 @@ def region_sums(
     targets: Tensor,
     valid: Tensor | None = None,
     *,
-    mode: str = "binary",
+    mode: Mode = "binary",
     ignore_index: int | None = None,
-    activation: str | None = None,
-    backend: str = "auto",
+    activation: Activation = None,
+    backend: Backend = "auto",
 ) -> RegionSums:
     r"""Sum what every region loss is made of: I = \sum p t, P = \sum p, T = \sum t, V = pixels.
 

@@ -59,9 +59,11 @@ def check_inputs(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if logits.dtype not in FLOATING:
+        swapped = logits.dtype in (torch.bool, torch.uint8, torch.int64)
+        hint = "; are logits and targets swapped?" if swapped and targets.dtype in FLOATING else ""
         raise TypeError(
             "logits: expected float32, float16, bfloat16 or float64 (before the sigmoid), "
-            f"got {logits.dtype}"
+            f"got {logits.dtype}{hint}"
         )
     if targets.dtype.is_complex or targets.dtype.is_floating_point and targets.dtype.itemsize < 2:
         raise TypeError(
@@ -139,7 +141,7 @@ def _sizes(mode: str, logits: Tensor) -> Sizes:
         if len(shape) > 4 and shape[1] != 1:
             raise ValueError(
                 "logits: expected (N, 1, *spatial) or (N, *spatial), at most 3-D space, in "
-                f"mode 'binary' ('multilabel' has C classes), got {shape}"
+                f"mode 'binary' (for C classes pass mode='multiclass' or 'multilabel'), got {shape}"
             )
         if len(shape) == 4 and shape[1] != 1:
             warnings.warn(
@@ -164,9 +166,10 @@ def _check_class_ids(logits: Tensor, targets: Tensor) -> None:
     shape, found = tuple(logits.shape), tuple(targets.shape)
     ids = (shape[0], *shape[2:])
     if found != ids and found != (shape[0], 1, *shape[2:]):
+        hint = "; is the batch dimension missing?" if found == shape[1:] else ""
         raise ValueError(
             f"targets: expected class ids of shape {ids}, or probabilities of the logits' shape "
-            f"{shape}, in mode 'multiclass', got {found}"
+            f"{shape}, in mode 'multiclass', got {found}{hint}"
         )
     if targets.dtype.is_floating_point:
         raise TypeError(f"targets: expected class ids of an integer dtype, got {targets.dtype}")
@@ -178,8 +181,13 @@ def _check_targets_shape(mode: str, logits: Tensor, targets: Tensor) -> None:
         return
     if mode == "binary" and _binary_forms(found) & _binary_forms(expected):
         return
+    ids = (expected[0], *expected[2:])
+    hint = ""
+    several = len(expected) > 1 and expected[1] > 1 and not targets.dtype.is_floating_point
+    if several and found in (ids, (ids[0], 1, *ids[1:])):
+        hint = f"; for class ids of {expected[1]} classes pass mode='multiclass'"
     raise ValueError(
-        f"targets: expected the logits' shape {expected} in mode {mode!r}, got {found}"
+        f"targets: expected the logits' shape {expected} in mode {mode!r}, got {found}{hint}"
     )
 
 

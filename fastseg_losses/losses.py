@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastseg_losses import spec as specs
-from fastseg_losses.arguments import check_weight
-from fastseg_losses.base import SegmentationLoss, Weights, weight_vector
+from fastseg_losses.base import SegmentationLoss, weight_vector
+from fastseg_losses.combined import CombinedSegmentationLoss
+from fastseg_losses.signatures import SharedArguments, Unpack, Weights, shows_shared
 
 
+@shows_shared()
 class BCELoss(SegmentationLoss):
     """Binary cross-entropy with logits: mean over valid elements of softplus(x) - x t.
 
     Args:
         pos_weight: scalar or (C,) weight of the positive class, as in `torch.nn.BCEWithLogitsLoss`.
         label_smoothing: e in [0, 1]; the target becomes t (1 - e) + e / 2.
-        **shared: see `SegmentationLoss`.
+        **shared: see `SharedArguments`.
 
     Example:
         >>> import torch
@@ -25,7 +27,10 @@ class BCELoss(SegmentationLoss):
     """
 
     def __init__(
-        self, pos_weight: Weights = None, label_smoothing: float = 0.0, **shared: Any
+        self,
+        pos_weight: Weights = None,
+        label_smoothing: float = 0.0,
+        **shared: Unpack[SharedArguments],
     ) -> None:
         if specs.is_softmax(**shared):
             raise ValueError(
@@ -37,15 +42,16 @@ class BCELoss(SegmentationLoss):
         )
 
 
+@shows_shared(mode="multiclass")
 class CrossEntropyLoss(SegmentationLoss):
     """Softmax cross-entropy: sum of w_y (-log p_y) / sum of w_y over the valid pixels.
 
     As `torch.nn.CrossEntropyLoss`; with soft targets, the sum over the classes of w_c t_c (-log
-    p_c), divided by the number of valid pixels.
+    p_c), divided by the number of valid pixels. Its mode is "multiclass", by default too.
 
     Args:
         label_smoothing: e in [0, 1]; the target becomes t (1 - e) + e / C.
-        **shared: see `SegmentationLoss`; mode is "multiclass".
+        **shared: see `SharedArguments`.
 
     Example:
         >>> import torch
@@ -55,8 +61,8 @@ class CrossEntropyLoss(SegmentationLoss):
         True
     """
 
-    def __init__(self, label_smoothing: float = 0.0, **shared: Any) -> None:
-        mode = shared.pop("mode", "multiclass")
+    def __init__(self, label_smoothing: float = 0.0, **shared: Unpack[SharedArguments]) -> None:
+        mode = shared.setdefault("mode", "multiclass")
         if mode != "multiclass":
             raise ValueError(
                 "mode: expected 'multiclass' for CrossEntropyLoss (BCELoss serves the others), "
@@ -67,9 +73,10 @@ class CrossEntropyLoss(SegmentationLoss):
                 "activation: expected None for CrossEntropyLoss (BCELoss serves a sigmoid for each "
                 f"class), got {shared['activation']!r}"
             )
-        super().__init__([specs.bce_term(1.0, label_smoothing)], [], mode=mode, **shared)
+        super().__init__([specs.bce_term(1.0, label_smoothing)], [], **shared)
 
 
+@shows_shared()
 class DiceLoss(SegmentationLoss):
     """Dice: mean over groups of 1 - (2I + s) / (P + T + s).
 
@@ -78,7 +85,7 @@ class DiceLoss(SegmentationLoss):
     Args:
         smooth: s, at least 0; at 0 an empty group scores 1 when nothing is predicted.
         log_loss: True takes -log of the score (floored at 1e-7) in place of 1 - score.
-        **shared: see `SegmentationLoss`.
+        **shared: see `SharedArguments`.
 
     Example:
         >>> import torch
@@ -86,17 +93,20 @@ class DiceLoss(SegmentationLoss):
         tensor(0.)
     """
 
-    def __init__(self, smooth: float = 1.0, log_loss: bool = False, **shared: Any) -> None:
+    def __init__(
+        self, smooth: float = 1.0, log_loss: bool = False, **shared: Unpack[SharedArguments]
+    ) -> None:
         super().__init__([], [specs.dice_term(1.0, smooth, log_loss)], **shared)
 
 
+@shows_shared()
 class IoULoss(SegmentationLoss):
     """IoU (Jaccard): mean over groups of 1 - (I + s) / (P + T - I + s).
 
     Args:
         smooth: s, at least 0.
         log_loss: True takes -log of the score (floored at 1e-7) in place of 1 - score.
-        **shared: see `SegmentationLoss`.
+        **shared: see `SharedArguments`.
 
     Example:
         >>> import torch
@@ -104,10 +114,13 @@ class IoULoss(SegmentationLoss):
         tensor(0.5000)
     """
 
-    def __init__(self, smooth: float = 1.0, log_loss: bool = False, **shared: Any) -> None:
+    def __init__(
+        self, smooth: float = 1.0, log_loss: bool = False, **shared: Unpack[SharedArguments]
+    ) -> None:
         super().__init__([], [specs.iou_term(1.0, smooth, log_loss)], **shared)
 
 
+@shows_shared()
 class TverskyLoss(SegmentationLoss):
     """Tversky: mean over groups of (1 - (I + s) / (I + alpha FP + beta FN + s)) ** gamma.
 
@@ -119,7 +132,7 @@ class TverskyLoss(SegmentationLoss):
         smooth: s, at least 0.
         gamma: exponent per group, above 0 (focal Tversky).
         log_loss: True takes -log of the score (floored at 1e-7), before gamma.
-        **shared: see `SegmentationLoss`.
+        **shared: see `SharedArguments`.
 
     Example:
         >>> import torch
@@ -136,13 +149,14 @@ class TverskyLoss(SegmentationLoss):
         smooth: float = 1.0,
         gamma: float = 1.0,
         log_loss: bool = False,
-        **shared: Any,
+        **shared: Unpack[SharedArguments],
     ) -> None:
         super().__init__(
             [], [specs.tversky_term(1.0, alpha, beta, smooth, gamma, log_loss)], **shared
         )
 
 
+@shows_shared()
 class FocalLoss(SegmentationLoss):
     """Focal loss: mean over valid elements of alpha_t (1 - p_t)**gamma bce.
 
@@ -156,7 +170,7 @@ class FocalLoss(SegmentationLoss):
             balance. In multiclass mode a sequence of C values of at least 0, or None, which is
             the default there.
         gamma: exponent, at least 0; 0 with alpha None is BCE, or cross-entropy.
-        **shared: see `SegmentationLoss`.
+        **shared: see `SharedArguments`.
 
     Example:
         >>> import torch
@@ -169,114 +183,13 @@ class FocalLoss(SegmentationLoss):
         self,
         alpha: float | Sequence[float] | None = specs.BINARY_ALPHA,
         gamma: float = 2.0,
-        **shared: Any,
+        **shared: Unpack[SharedArguments],
     ) -> None:
         one, each = specs.split_alpha(alpha, shared)
         super().__init__(
             [specs.focal_term(1.0, one, gamma)],
             [],
             class_alpha=weight_vector("alpha", each),
-            **shared,
-        )
-
-
-class CombinedSegmentationLoss(SegmentationLoss):
-    """The weighted sum of BCE, Dice, focal, IoU and Tversky from one read of the tensors.
-
-    A term of weight 0 is left out. The terms' own parameters carry the term's name as a prefix.
-
-    Args:
-        bce_weight: weight of BCE (cross-entropy in multiclass), at least 0; and so for the other
-            terms.
-        dice_weight: see bce_weight.
-        focal_weight: see bce_weight.
-        iou_weight: see bce_weight.
-        tversky_weight: see bce_weight.
-        bce_pos_weight: see `BCELoss`.
-        bce_label_smoothing: see `BCELoss`.
-        dice_smooth: see `DiceLoss`.
-        dice_log_loss: see `DiceLoss`.
-        focal_alpha: see `FocalLoss`.
-        focal_gamma: see `FocalLoss`.
-        iou_smooth: see `IoULoss`.
-        iou_log_loss: see `IoULoss`.
-        tversky_alpha: see `TverskyLoss`.
-        tversky_beta: see `TverskyLoss`.
-        tversky_smooth: see `TverskyLoss`.
-        tversky_gamma: see `TverskyLoss`.
-        tversky_log_loss: see `TverskyLoss`.
-        **shared: see `SegmentationLoss`.
-
-    Example:
-        >>> import torch
-        >>> criterion = CombinedSegmentationLoss(bce_weight=0.5, dice_weight=0.5, focal_weight=0.0)
-        >>> x, t = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
-        >>> loss, stats = criterion(x, t, return_stats=True)
-        >>> sorted(stats.cpu().terms)
-        ['bce', 'dice']
-    """
-
-    def __init__(
-        self,
-        bce_weight: float = 0.4,
-        dice_weight: float = 0.4,
-        focal_weight: float = 0.2,
-        iou_weight: float = 0.0,
-        tversky_weight: float = 0.0,
-        bce_pos_weight: Weights = None,
-        bce_label_smoothing: float = 0.0,
-        dice_smooth: float = 1.0,
-        dice_log_loss: bool = False,
-        focal_alpha: float | Sequence[float] | None = specs.BINARY_ALPHA,
-        focal_gamma: float = 2.0,
-        iou_smooth: float = 1.0,
-        iou_log_loss: bool = False,
-        tversky_alpha: float = 0.3,
-        tversky_beta: float = 0.7,
-        tversky_smooth: float = 1.0,
-        tversky_gamma: float = 1.0,
-        tversky_log_loss: bool = False,
-        **shared: Any,
-    ) -> None:
-        weights = {
-            "bce_weight": bce_weight,
-            "dice_weight": dice_weight,
-            "focal_weight": focal_weight,
-            "iou_weight": iou_weight,
-            "tversky_weight": tversky_weight,
-        }
-        bce, dice, focal, iou, tversky = (check_weight(k, v) for k, v in weights.items())
-        if not any((bce, dice, focal, iou, tversky)):
-            raise ValueError(f"{', '.join(weights)}: expected at least one above 0, got all 0")
-        one, each = specs.split_alpha(focal_alpha, shared, prefix="focal_")
-        points = [
-            specs.bce_term(bce, bce_label_smoothing, prefix="bce_"),
-            specs.focal_term(focal, one, focal_gamma, prefix="focal_"),
-        ]
-        regions = [
-            specs.dice_term(dice, dice_smooth, dice_log_loss, prefix="dice_"),
-            specs.iou_term(iou, iou_smooth, iou_log_loss, prefix="iou_"),
-            specs.tversky_term(
-                tversky,
-                tversky_alpha,
-                tversky_beta,
-                tversky_smooth,
-                tversky_gamma,
-                tversky_log_loss,
-                prefix="tversky_",
-            ),
-        ]
-        pos_weight = weight_vector("bce_pos_weight", bce_pos_weight)
-        if pos_weight is not None and specs.is_softmax(**shared):
-            raise ValueError(
-                "bce_pos_weight: expected None with a softmax over the classes (class_weights "
-                f"weigh them), got {bce_pos_weight!r}"
-            )
-        super().__init__(
-            [term for term in points if term.weight],
-            [term for term in regions if term.weight],
-            pos_weight=pos_weight if bce else None,
-            class_alpha=weight_vector("focal_alpha", each) if focal else None,
             **shared,
         )
 

@@ -64,7 +64,7 @@ def segmentation_loss(
             plan = None  # no tensor: the long way says so
     if plan is None:
         if not takes_triton(backend, inputs[0]):
-            return torch_loss(spec, inputs, stats_out)
+            return torch_loss(spec, inputs, stats_out, want_stats=want_stats)
         if compiling:
             check_call(spec, inputs)
             if stats_out is not None:

@@ -1,9 +1,8 @@
 """The specification: every loss in plain PyTorch, for any device and dtype.
 
-It is also the torch backend. Shapes here are canonical: `logits` and `targets` are (N, C, P) with P
-the product of the spatial sizes, `live` is a bool tensor that broadcasts to (N, C, P), or None when
-every pixel is valid.
-Half-precision logits are computed in float32.
+It is also the torch backend. Here are the terms and their reductions; `reference_binary.py` and
+`reference_multiclass.py` read a call's pixels and put the terms together. What nobody asked for is
+not computed: no region sums without a region term, no statistics that nobody reads.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastseg_losses.spec import LossSpec, PointTerm, RegionTerm
-from fastseg_losses.stats import TARGET_TOLERANCE
 
 SCORE_FLOOR = 1e-7  # smallest score under the logarithm, and smallest base of a power below 1
 
@@ -25,14 +23,18 @@ SCORE_FLOOR = 1e-7  # smallest score under the logarithm, and smallest base of a
 class Sums:
     """Sums over the valid pixels of each (sample, class), all (N, C).
 
-    I = sum p t, P = sum p, T = sum t, V = their number; one sum for each pointwise term.
+    I = sum p t, P = sum p, T = sum t, V = their number.
     """
 
     I: Tensor  # noqa: E741
     P: Tensor
     T: Tensor
     V: Tensor
-    points: tuple[Tensor, ...] = ()
+
+
+def total(value: Tensor, live: Tensor | None) -> Tensor:
+    """Sum over the pixels that count; the value is finite where they do not, see `Pixels`."""
+    return (value if live is None else value * live).sum(-1)
 
 
 # ---- per-pixel terms
@@ -63,19 +65,44 @@ def missed(x: Tensor, t: Tensor, kind: str) -> Tensor:
     return t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
 
 
-def focal(x: Tensor, t: Tensor, alpha: float | None, gamma: float, kind: str = "product") -> Tensor:
-    """alpha_t (1 - p_t)**gamma bce (Lin et al. 2017, eq. 5)."""
+def focal_power(miss: Tensor, gamma: float) -> Tensor:
+    """miss**gamma, with slopes that are finite at an exact 0."""
+    # Below the floor the power has no slope: at gamma < 1 it would be infinite at 0, at gamma < 2
+    # the slope's slope. A whole gamma has no such place.
+    return (miss if gamma % 1 == 0 else miss.clamp_min(1e-30)) ** gamma
+
+
+def focal(
+    x: Tensor,
+    t: Tensor,
+    alpha: float | None,
+    gamma: float,
+    kind: str = "product",
+    nll: Tensor | None = None,
+) -> Tensor:
+    """alpha_t (1 - p_t)**gamma bce (Lin et al. 2017, eq. 5); nll: the bce, if it is known."""
     alpha_t = 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t)
-    # Below the floor the power has no slope: at gamma < 1 an exact 0 would have an infinite one.
-    power = missed(x, t, kind).clamp_min(1e-30) ** gamma
-    return alpha_t * power * bce(x, t, None, 0.0)
+    nll = bce(x, t, None, 0.0) if nll is None else nll
+    return alpha_t * focal_power(missed(x, t, kind), gamma) * nll
 
 
-def point_value(term: PointTerm, x: Tensor, t: Tensor, pos_weight: Tensor | None) -> Tensor:
-    """The value of one pointwise term at every pixel."""
+def point_value(
+    term: PointTerm, x: Tensor, t: Tensor, pos_weight: Tensor | None, nll: Tensor | None = None
+) -> Tensor:
+    """The value of one pointwise term at every pixel; nll: bce(x, t, None, 0.0), if it is known."""
     if term.name == "bce":
+        if nll is not None and pos_weight is None and not term.label_smoothing:
+            return nll
         return bce(x, t, pos_weight, term.label_smoothing)
-    return focal(x, t, term.alpha, term.gamma, term.miss)
+    return focal(x, t, term.alpha, term.gamma, term.miss, nll)
+
+
+def point_values(
+    terms: Sequence[PointTerm], x: Tensor, t: Tensor, pos_weight: Tensor | None
+) -> list[Tensor]:
+    """The values of the pointwise terms at every pixel."""
+    nll = bce(x, t, None, 0.0) if len(terms) > 1 else None  # which they share
+    return [point_value(term, x, t, pos_weight, nll) for term in terms]
 
 
 # ---- region terms
@@ -143,56 +170,10 @@ def counted_groups(absent: str, V: Tensor, T: Tensor) -> Tensor:
     return V > 0 if absent == "keep" else (V > 0) & (T > 0)
 
 
-def sigmoid_sums(
-    spec: LossSpec,
-    logits: Tensor,
-    targets: Tensor,
-    live: Tensor | None,
-    pos_weight: Tensor | None = None,
-) -> Sums:
-    """Sums of every term over each group's valid pixels."""
-    x, t = logits, targets
-    if live is not None:
-        # where, not a product: an invalid pixel may hold NaN, and NaN * 0 is NaN.
-        x, t = torch.where(live, x, 0.0), torch.where(live, t, 0.0)
-
-    def total(value: Tensor) -> Tensor:
-        return (value if live is None else torch.where(live, value, 0.0)).sum(-1)
-
-    p = x if spec.activation == "identity" else torch.sigmoid(x)
-    I, P, T = region_parts(spec, p, t)  # noqa: E741
-    return Sums(
-        I=total(I),
-        P=total(P),
-        T=total(T),
-        V=total(torch.ones_like(x)),
-        points=tuple(total(point_value(term, x, t, pos_weight)) for term in spec.points),
-    )
-
-
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator; 0 with a live graph where that is 0: there is nothing to average."""
     empty = denominator == 0
     return torch.where(empty, numerator * 0.0, numerator / torch.where(empty, 1.0, denominator))
-
-
-def term_values(
-    spec: LossSpec, sums: Sums, class_weights: Tensor | None, reduction: str
-) -> list[Tensor]:
-    """Each term under the given reduction, unweighted, in the order of `spec.term_names`."""
-    w = (
-        sums.V.new_ones(sums.V.shape[1]) if class_weights is None else class_weights.to(sums.V)
-    )  # (C,)
-    values = []
-    for total in sums.points:
-        if reduction == "mean":
-            divisor = (sums.V if spec.absent == "all" else w * sums.V).sum()
-            values.append(safe_divide((w * total).sum(), divisor))
-        elif reduction == "sum":
-            values.append((w * total).sum())
-        else:
-            values.append(w * safe_divide(total, sums.V))
-    return values + region_values(spec, sums, w, reduction)
 
 
 def region_values(spec: LossSpec, sums: Sums, w: Tensor, reduction: str) -> list[Tensor]:
@@ -221,72 +202,8 @@ def combine(spec: LossSpec, values: Sequence[Tensor]) -> Tensor:
     return torch.stack(weighted).sum(0)
 
 
-# ---- statistics
-
-
-@torch.no_grad()
-def statistics(
-    spec: LossSpec,
-    logits: Tensor,
-    targets: Tensor,
-    live: Tensor | None,
-    sums: Sums,
-    class_weights: Tensor | None,
-) -> Tensor:
-    """The statistics row, float32, in the order of `stats.FIELDS` and then `spec.term_names`."""
-    live = torch.ones_like(logits, dtype=torch.bool) if live is None else live.expand_as(logits)
-    valid = sums.V.sum()
-    identity = spec.activation == "identity"
-    predicted, actual = (logits > (0.5 if identity else 0.0)) & live, (targets > 0.5) & live
-    tp = (predicted & actual).sum()
-    largest = (
-        logits.masked_fill(~live | logits.isnan(), -torch.inf).amax() if logits.numel() else valid
-    )
-    values = term_values(spec, sums, class_weights, "mean")
-    row = [
-        combine(spec, values) if values else valid * 0,
-        safe_divide(sums.P.sum(), valid),
-        safe_divide(sums.T.sum(), valid),
-        torch.where(valid > 0, largest if identity else torch.sigmoid(largest), 0.0),
-        safe_divide(predicted.sum().to(valid), valid),
-        safe_divide(actual.sum().to(valid), valid),
-        tp,
-        predicted.sum() - tp,
-        actual.sum() - tp,
-        valid,
-        (~logits.isfinite() & live).sum(),
-        (~((targets - 0.5).abs() <= 0.5 + TARGET_TOLERANCE) & live).sum(),  # NaN too
-        *values,
-    ]
-    return torch.stack([value.to(torch.float32) for value in row])
-
-
-def loss_and_stats(
-    spec: LossSpec,
-    logits: Tensor,
-    targets: Tensor,
-    live: Tensor | None,
-    class_weights: Tensor | None = None,
-    pos_weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A loss as its spec describes it, and the statistics row.
-
-    Args:
-        spec: what to compute; reduction "sums" gives I, P, T, V stacked as (4, N, C).
-        logits: (N, C, P) floating.
-        targets: (N, C, P), any dtype.
-        live: bool, broadcastable to (N, C, P): which pixels count; None for all.
-        class_weights: (C,) or None.
-        pos_weight: (1,) or (C,), or None.
-
-    Returns:
-        The loss: a scalar for "mean" and "sum"; (N, C), or (C,) with batch, for "none". And the
-        row, float32.
-    """
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    x, t = logits.to(dtype), targets.to(dtype)
-    sums = sigmoid_sums(spec, x, t, live, pos_weight)
-    row = statistics(spec, x.detach(), t, live, sums, class_weights)
-    if spec.reduction == "sums":
-        return torch.stack([sums.I, sums.P, sums.T, sums.V]), row
-    return combine(spec, term_values(spec, sums, class_weights, spec.reduction)), row
+def nonfinite(x: Tensor) -> Tensor:
+    """How many elements are NaN or infinite; pixels that do not count hold 0."""
+    return (
+        x - x
+    ).count_nonzero()  # x - x is 0 where x is finite; isfinite takes four times as long

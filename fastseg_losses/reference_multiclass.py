@@ -6,6 +6,7 @@ or probabilities (N, C, P). Groups are (sample, class) pairs, or classes with ba
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor
 from fastseg_losses.reference import (
     Sums,
     combine,
-    point_value,
+    focal_power,
+    nonfinite,
+    point_values,
     region_parts,
     region_values,
     safe_divide,
+    total,
 )
 from fastseg_losses.spec import LossSpec, PointTerm
 from fastseg_losses.stats import TARGET_TOLERANCE
@@ -27,47 +31,60 @@ from fastseg_losses.stats import TARGET_TOLERANCE
 class Pixels:
     """One call's pixels, those that do not count set to logits and targets of 0.
 
+    Class ids are targets of one class at each pixel: what a term needs of the other classes is 0,
+    and is not computed. K, the number of classes that `t` has a target for, is then 1, else C.
+
     Attributes:
-        x: (N, C, P) logits.
-        t: (N, C, P) target of each class.
-        label: (N, P) the target's class; -1 where an id is no class.
-        live: (N, P) bool, which pixels count.
-        ids: whether the targets were class ids.
-        bad: (N, P) number of targets that no formula is for.
+        x: (N, C, P) logits, float32 or float64.
+        t: (N, K, P) targets, of the same dtype. Class ids: 1, or 0 where the id is no class.
+        label: (N, 1, P) the target's class, the likeliest of probabilities; 0 where t is 0.
+        live: (N, 1, P) of that dtype too, 1 where a pixel counts, else 0; None when all do.
+        bad: (N, P) bool, at which pixels a class id is no class; None for probabilities.
     """
 
     x: Tensor
     t: Tensor
     label: Tensor
-    live: Tensor
-    ids: bool
-    bad: Tensor
+    live: Tensor | None
+    bad: Tensor | None
+
+    def picked(self, each: Tensor) -> Tensor:
+        """Of a value of each class, (N, C, P), those of the K classes in `t`."""
+        return each if self.bad is None else each.gather(1, self.label)
+
+    def weights(self, w: Tensor) -> Tensor:
+        """The weights w, (C,), of the K classes in `t`: (N, 1, P), or (C, 1)."""
+        return w[:, None] if self.bad is None else w[self.label]
+
+    def every_target(self) -> Tensor:
+        """The targets of all classes, (N, C, P)."""
+        if self.bad is None:
+            return self.t
+        return torch.zeros_like(self.x).scatter_(1, self.label, self.t)
 
 
 def read_pixels(logits: Tensor, targets: Tensor, live: Tensor | None) -> Pixels:
     """Bring a call's tensors to `Pixels`; half-precision logits to float32."""
     N, C, P = logits.shape
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    counts = logits.new_ones((N, 1, P), dtype=torch.bool)
-    live = counts if live is None else live.expand(N, 1, P)
-    # where, not a product: a pixel that does not count may hold NaN, and NaN * 0 is NaN.
-    x = torch.where(live, logits.to(dtype), 0.0)
-    ids = targets.shape != logits.shape
-    if ids:
-        label = targets.to(torch.int64)
-        known = (label >= 0) & (label < C)
-        bad = (~known & live)[:, 0].to(torch.int64)
-        label = torch.where(known & live, label, -1)
-        t = (label == torch.arange(C, device=label.device)[:, None]).to(dtype)
-        label = label[:, 0]
-    else:
-        t = torch.where(live, targets.to(dtype), 0.0)
-        label = t.argmax(1)
-        bad = (~((t - 0.5).abs() <= 0.5 + TARGET_TOLERANCE)).sum(1)  # NaN too
-    return Pixels(x, t, label, live[:, 0], ids, bad)
+    x = logits.to(dtype)
+    if live is not None:
+        live = live.expand(N, 1, P)
+        # where, not a product: a pixel that does not count may hold NaN, and NaN * 0 is NaN.
+        x = torch.where(live, x, 0.0)
+    counts = None if live is None else live.to(dtype)
+    if targets.shape == logits.shape:
+        t = targets.to(dtype)
+        t = t if live is None else torch.where(live, t, 0.0)
+        return Pixels(x, t, t.argmax(1, keepdim=True), counts, None)
+    label = targets.to(torch.int64)
+    known = (label >= 0) & (label < C)
+    bad = ~known if live is None else ~known & live
+    known = known if live is None else known & live
+    return Pixels(x, known.to(dtype), torch.where(known, label, 0), counts, bad[:, 0])
 
 
-# ---- softmax: per-pixel terms, (N, P)
+# ---- softmax: per-pixel terms, (N, P); sums over the K classes in t
 
 
 def of_targets(log_p: Tensor, t: Tensor) -> Tensor:
@@ -79,11 +96,9 @@ def of_targets(log_p: Tensor, t: Tensor) -> Tensor:
     return torch.where((t == 0) & (log_p == -torch.inf), 0.0, log_p)
 
 
-def cross_entropy(log_p: Tensor, t: Tensor, w: Tensor, label_smoothing: float) -> Tensor:
-    """Sum over c of w_c t_c (-log p_c), as in PyTorch; the target smoothed to t (1 - e) + e / C."""
-    if label_smoothing:
-        t = t * (1 - label_smoothing) + label_smoothing / t.shape[1]
-    return -(w[:, None] * t * of_targets(log_p, t)).sum(1)
+def cross_entropy(log_p: Tensor, t: Tensor, w: Tensor) -> Tensor:
+    """Sum over c of w_c t_c (-log p_c), as in PyTorch."""
+    return -(w * t * of_targets(log_p, t)).sum(1)
 
 
 def softmax_focal(
@@ -92,18 +107,28 @@ def softmax_focal(
     """Sum over c of w_c t_c alpha_c (1 - p_c)**gamma (-log p_c) (Lin et al. 2017, eq. 5)."""
     log_p = of_targets(log_p, t)
     miss = -torch.expm1(log_p)  # 1 - p, accurate where p rounds to 1
-    balance = w if alpha is None else w * alpha.to(w)
-    # Below the floor the power has no slope: at gamma < 1 an exact 0 would have an infinite one.
-    return -(balance[:, None] * t * miss.clamp_min(1e-30) ** gamma * log_p).sum(1)
+    balance = w if alpha is None else w * alpha
+    return -(balance * t * focal_power(miss, gamma) * log_p).sum(1)
 
 
-def softmax_point(
-    term: PointTerm, log_p: Tensor, t: Tensor, w: Tensor, alpha: Tensor | None
-) -> Tensor:
-    """The value of one pointwise term at every pixel, class weights inside."""
-    if term.name == "ce":
-        return cross_entropy(log_p, t, w, term.label_smoothing)
-    return softmax_focal(log_p, t, w, alpha, term.gamma)
+def softmax_points(
+    terms: Sequence[PointTerm], pixels: Pixels, w: Tensor, alpha: Tensor | None
+) -> list[Tensor]:
+    """The values of the pointwise terms at every pixel, class weights inside."""
+    every = torch.log_softmax(pixels.x, 1)
+    log_p, t, weights = pixels.picked(every), pixels.t, pixels.weights(w)
+    balance = None if alpha is None else pixels.weights(alpha.to(w))
+    values = []
+    for term in terms:
+        e = term.label_smoothing
+        if term.name == "focal":
+            values.append(softmax_focal(log_p, t, weights, balance, term.gamma))
+        elif e:  # every class is a target: t (1 - e) + e / C
+            smoothed = pixels.every_target() * (1 - e) + e / w.numel()
+            values.append(cross_entropy(every, smoothed, w[:, None]))
+        else:
+            values.append(cross_entropy(log_p, t, weights))
+    return values
 
 
 # ---- sums, reductions
@@ -117,19 +142,21 @@ def point_sums(
     The divisor is the sum of w_y for class ids and their number for probabilities, as in PyTorch;
     the sum of w_c over valid elements where each class has a sigmoid of its own.
     """
-
-    def total(value: Tensor) -> Tensor:
-        return torch.where(pixels.live, value, 0.0).sum(-1)
-
-    count = total(torch.ones_like(pixels.x[:, 0]))
+    live = None if pixels.live is None else pixels.live[:, 0]
+    count = valid_counts(pixels)
     if not spec.softmax:
-        values = [point_value(term, pixels.x, pixels.t, vector) for term in spec.points]
+        each = point_values(spec.points, pixels.x, pixels.every_target(), vector)
         classes = torch.ones_like(w) if spec.absent == "all" else w
-        return [total((w[:, None] * v).sum(1)) for v in values], count * classes.sum()
-    log_p = torch.log_softmax(pixels.x, 1)
-    values = [softmax_point(term, log_p, pixels.t, w, vector) for term in spec.points]
-    divisor = total((w[:, None] * pixels.t).sum(1)) if pixels.ids else count
-    return [total(v) for v in values], divisor
+        return [total((w[:, None] * v).sum(1), live) for v in each], count * classes.sum()
+    each = softmax_points(spec.points, pixels, w, vector)
+    divisor = count if pixels.bad is None else (pixels.weights(w) * pixels.t)[:, 0].sum(-1)
+    return [total(value, live) for value in each], divisor
+
+
+def valid_counts(pixels: Pixels) -> Tensor:
+    """The number of each sample's valid pixels, (N,)."""
+    N, _, P = pixels.x.shape
+    return pixels.x.new_full((N,), P) if pixels.live is None else pixels.live.sum((1, 2))
 
 
 def activated(spec: LossSpec, x: Tensor) -> Tensor:
@@ -141,21 +168,25 @@ def activated(spec: LossSpec, x: Tensor) -> Tensor:
 
 def region_sums(spec: LossSpec, pixels: Pixels) -> Sums:
     """I, P, T and V of each (sample, class), (N, C)."""
-    p = torch.where(pixels.live[:, None], activated(spec, pixels.x), 0.0)
-    V = pixels.live[:, None].expand_as(p).to(p).sum(-1)
-    I, P, T = region_parts(spec, p, pixels.t)  # noqa: E741
-    return Sums(I=I.sum(-1), P=P.sum(-1), T=T.sum(-1), V=V)
+    p = activated(spec, pixels.x)
+    I, P, T = region_parts(spec, p, pixels.every_target())  # noqa: E741
+    V = valid_counts(pixels)[:, None].expand(p.shape[:2])
+    return Sums(I=total(I, pixels.live), P=total(P, pixels.live), T=T.sum(-1), V=V)
 
 
 def term_values(
-    spec: LossSpec, points: tuple[list[Tensor], Tensor], sums: Sums, w: Tensor, reduction: str
+    spec: LossSpec,
+    points: tuple[list[Tensor], Tensor],
+    sums: Sums | None,
+    w: Tensor,
+    reduction: str,
 ) -> list[Tensor]:
     """Each term under the given reduction, unweighted, in the order of `spec.term_names`.
 
     Args:
         spec: the loss.
         points: what `point_sums` gives.
-        sums: what `region_sums` gives.
+        sums: what `region_sums` gives; None without region terms.
         w: (C,) weights of the classes.
         reduction: "mean", "sum", "none".
     """
@@ -166,6 +197,8 @@ def term_values(
         "none": lambda total: safe_divide(total, divisor),
     }[reduction]
     values = [reduce(total) for total in totals]
+    if sums is None:
+        return values
     if not spec.include_background:
         sums, w = Sums(sums.I[:, 1:], sums.P[:, 1:], sums.T[:, 1:], sums.V[:, 1:]), w[1:]
     if reduction == "none" and values:
@@ -180,26 +213,33 @@ def term_values(
 def statistics(
     spec: LossSpec,
     pixels: Pixels,
-    logits: Tensor,
     points: tuple[list[Tensor], Tensor],
-    sums: Sums,
+    sums: Sums | None,
     w: Tensor,
 ) -> Tensor:
     """The statistics row, float32: `stats.FIELDS`, the terms, `stats.CLASS_FIELDS` for C each."""
-    live, C = pixels.live, logits.shape[1]
+    C, live = pixels.x.shape[1], torch.ones_like(pixels.label, dtype=torch.bool)
+    if pixels.live is not None:
+        live = pixels.live > 0
     p = activated(spec, pixels.x)
-    valid = live.to(p).sum()
+    valid = valid_counts(pixels).sum()
     if p.numel():
-        best, winner = p.amax(1), pixels.x.argmax(1)
-        certain = pixels.t.amax(1)
+        # max, which takes half as long as argmax on a CPU
+        best, winner = p.amax(1, keepdim=True), pixels.x.max(1, keepdim=True).indices
+        certain = pixels.t.amax(1, keepdim=True)
         largest = best.masked_fill(~live | best.isnan(), 0.0).amax()
     else:
-        best = certain = p.sum(1)
+        best = certain = p.sum(1, keepdim=True)
         winner, largest = pixels.label, valid
-    classes = torch.arange(C, device=live.device)[:, None, None]
-    predicted = ((winner == classes) & live).flatten(1).sum(1)  # (C,)
-    actual = ((pixels.label == classes) & live).flatten(1).sum(1)
-    hit = ((winner == classes) & (pixels.label == classes) & live).flatten(1).sum(1)
+    target = live if pixels.bad is None else pixels.t > 0  # where `label` is the target's
+
+    def of_each(label: Tensor, where: Tensor) -> Tensor:
+        zeros = torch.zeros(C, dtype=torch.int64, device=label.device)
+        return zeros.scatter_add_(0, label.flatten(), where.flatten().to(torch.int64))
+
+    predicted, actual = of_each(winner, live), of_each(pixels.label, target)
+    hit = of_each(winner, target & (winner == pixels.label))
+    soft = ~((pixels.t - 0.5).abs() <= 0.5 + TARGET_TOLERANCE)  # NaN too
     values = term_values(spec, points, sums, w, "mean")
     row = [
         combine(spec, values) if values else valid * 0,
@@ -212,8 +252,8 @@ def statistics(
         valid - hit.sum(),
         valid - hit.sum(),
         valid,
-        (~logits.isfinite() & live[:, None]).sum(),
-        pixels.bad.sum(),
+        nonfinite(pixels.x),
+        (soft if pixels.bad is None else pixels.bad).sum(),
         *values,
     ]
     shares = [safe_divide(count.to(valid), valid) for count in (predicted, actual)]
@@ -224,40 +264,41 @@ def statistics(
 
 def loss_and_stats(
     spec: LossSpec,
-    logits: Tensor,
-    targets: Tensor,
-    live: Tensor | None,
+    pixels: Pixels,
     class_weights: Tensor | None = None,
     vector: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    want_stats: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """A loss as its spec describes it, and the statistics row.
 
     A class id that no class has makes the loss NaN: nothing is hidden.
 
     Args:
         spec: what to compute; reduction "sums" gives I, P, T, V stacked as (4, N, C).
-        logits: (N, C, P) floating.
-        targets: class ids (N, 1, P), integer; or probabilities (N, C, P), any dtype.
-        live: bool, broadcastable to (N, 1, P): which pixels count; None for all.
+        pixels: what `read_pixels` gives.
         class_weights: (C,) or None.
         vector: softmax: focal's alpha, (C,) or None; else pos_weight, (1,), (C,) or None.
+        want_stats: whether the row is wanted.
 
     Returns:
         The loss: a scalar for "mean" and "sum"; for "none" (N, C) of region terms alone, (C,) with
         batch, one class less without the background, and (N,) where a pointwise term is among the
-        terms. And the row, float32.
+        terms. And the row, float32, or None.
     """
-    pixels = read_pixels(logits, targets, live)
-    C = logits.shape[1]
-    w = pixels.x.new_ones(C) if class_weights is None else class_weights.to(pixels.x)
-    sums = region_sums(spec, pixels)
-    points = point_sums(spec, pixels, w, vector)
-    row = statistics(spec, pixels, logits, points, sums, w)
-    bad = pixels.bad.sum(-1) > 0 if pixels.ids else torch.zeros_like(pixels.live[:, 0])
-    if spec.reduction == "sums":
+    w = pixels.x.new_ones(pixels.x.shape[1])
+    w = w if class_weights is None else class_weights.to(w)
+    whole = spec.reduction == "sums"
+    sums = region_sums(spec, pixels) if spec.regions or whole else None
+    points = point_sums(spec, pixels, w, vector) if spec.points else ([], w)
+    row = statistics(spec, pixels, points, sums, w) if want_stats else None
+    if sums is not None and whole:
         loss = torch.stack([sums.I, sums.P, sums.T, sums.V])
     else:
         loss = combine(spec, term_values(spec, points, sums, w, spec.reduction))
+    if pixels.bad is None:
+        return loss, row
+    bad = pixels.bad.any(-1)
     if spec.reduction not in ("sums", "none") or spec.batch:
         bad = bad.any()
     elif loss.dim() > 1:

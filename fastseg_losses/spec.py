@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 from numbers import Real
 from typing import Any
 
-from fastseg_losses.arguments import check_choice, check_flag, check_number
-
-MODES = ("binary", "multilabel", "multiclass")
-REDUCTIONS = ("mean", "sum", "none")
+from fastseg_losses.arguments import MODES, REDUCTIONS, check_choice, check_flag, check_number
 
 
 def is_softmax(mode: str = "binary", activation: str | None = None, **_: Any) -> bool:
@@ -169,7 +166,7 @@ BINARY_ALPHA = float("0.25")
 
 
 def split_alpha(
-    alpha: float | Sequence[float] | None, shared: dict[str, Any], *, prefix: str = ""
+    alpha: float | Sequence[float] | None, shared: Mapping[str, Any], *, prefix: str = ""
 ) -> tuple[float | None, Sequence[float] | None]:
     """The focal loss's alpha as (the positive class's, each class's): one of them, or neither.
 
@@ -177,6 +174,8 @@ def split_alpha(
         TypeError: a sequence where a number is expected.
         ValueError: a number where each class needs its own.
     """
+    if isinstance(alpha, str):
+        check_number(prefix + "alpha", alpha, 0.0, 1.0)
     softmax = is_softmax(**shared)
     scalar = isinstance(alpha, Real) or alpha is None
     if softmax and alpha is not BINARY_ALPHA:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -30,6 +30,16 @@ FIELDS = (
 )
 # In multiclass mode, C elements for each of these at the row's end.
 CLASS_FIELDS = ("class_pred", "class_target", "class_tp", "class_fp", "class_fn")
+# What belongs to each class, and what says the same of all pixels.
+OF_ALL = {
+    "class_pred": "pred_positive",
+    "class_target": "target_positive",
+    "class_tp": "tp",
+    "class_fp": "fp",
+    "class_fn": "fn",
+    "class_iou": "iou",
+    "class_dice": "dice",
+}
 # Soft labels of float16 or from interpolation may miss [0, 1] by a rounding; a mask of 0 and 255
 # misses it by far.
 TARGET_TOLERANCE = 1e-3
@@ -203,13 +213,40 @@ class SegmentationStats(_Ratios[torch.Tensor]):
         self.term_names = tuple(term_names)
         self.num_classes = num_classes
 
-    def __getattr__(self, name: str) -> torch.Tensor:
-        if name in FIELDS:
-            return self.tensor[FIELDS.index(name)]
-        if name in CLASS_FIELDS and self.num_classes:
-            start = row_size(self.term_names) + CLASS_FIELDS.index(name) * self.num_classes
-            return self.tensor[start : start + self.num_classes]
-        raise AttributeError(f"SegmentationStats has no attribute {name!r}")
+    if TYPE_CHECKING:  # what __getattr__ finds, for checkers and editors
+        loss: torch.Tensor
+        pred_mean: torch.Tensor
+        target_mean: torch.Tensor
+        pred_max: torch.Tensor
+        pred_positive: torch.Tensor
+        target_positive: torch.Tensor
+        valid: torch.Tensor
+        nonfinite: torch.Tensor
+        bad_targets: torch.Tensor
+        class_pred: torch.Tensor
+        class_target: torch.Tensor
+        class_tp: torch.Tensor
+        class_fp: torch.Tensor
+        class_fn: torch.Tensor
+    else:
+
+        def __getattr__(self, name: str) -> torch.Tensor:
+            if name in FIELDS:
+                return self.tensor[FIELDS.index(name)]
+            if name in CLASS_FIELDS and self.num_classes:
+                start = row_size(self.term_names) + CLASS_FIELDS.index(name) * self.num_classes
+                return self.tensor[start : start + self.num_classes]
+            if name in OF_ALL:
+                raise AttributeError(
+                    f"SegmentationStats has {name!r} only in mode='multiclass'; {OF_ALL[name]!r} "
+                    "is that of all pixels"
+                )
+            raise AttributeError(f"SegmentationStats has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        """The names that this row has, the classes' in multiclass mode alone."""
+        hidden = () if self.num_classes else OF_ALL
+        return sorted({*super().__dir__(), *FIELDS, *CLASS_FIELDS} - {*hidden})
 
     @property
     def terms(self) -> dict[str, torch.Tensor]:
@@ -230,8 +267,11 @@ class SegmentationStats(_Ratios[torch.Tensor]):
         """Copy the row to the host: one copy, one sync.
 
         Raises:
-            ValueError: targets were outside [0, 1] (a mask of 0 and 255, most often).
+            ValueError: targets were outside [0, 1] (a mask of 0 and 255, most often); no values to
+                read on device "meta".
         """
+        if self.tensor.is_meta:
+            raise ValueError("stats: a tensor on device 'meta' holds no values to read")
         snapshot = decode(self.tensor.tolist(), self.term_names, self.num_classes)
         if snapshot.bad_targets:
             classes = self.num_classes

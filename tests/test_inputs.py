@@ -1,5 +1,7 @@
 """What a call may pass, and what it is told when it passes something else."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -142,6 +144,24 @@ def test_targets_of_another_shape(mode, logits, targets, message):
     assert str(caught.value).endswith(message)
 
 
+def test_what_was_meant_is_said():
+    def message(mode, logits, targets):
+        with warnings.catch_warnings(), pytest.raises((TypeError, ValueError)) as caught:
+            warnings.simplefilter("ignore")  # binary: volumes of one class?
+            check(mode, logits, targets)
+        return str(caught.value)
+
+    labels = torch.zeros(2, 6, 6, dtype=torch.int64)
+    for mode in ("binary", "multilabel"):
+        for targets in (labels, labels[:, None]):
+            text = message(mode, torch.zeros(2, 5, 6, 6), targets)
+            assert text.endswith("; for class ids of 5 classes pass mode='multiclass'")
+    text = message("multiclass", torch.zeros(5, 6, 6), labels[0])
+    assert text.endswith("got (6, 6); is the batch dimension missing?")
+    text = message("binary", torch.zeros(2, 1, 6, 6, dtype=torch.uint8), torch.zeros(2, 1, 6, 6))
+    assert text.endswith("got torch.uint8; are logits and targets swapped?")
+
+
 @pytest.mark.parametrize(
     ("mode", "shape", "message"),
     [
@@ -159,7 +179,7 @@ def test_logits_of_too_few_dimensions(mode, shape, message):
 def test_logits_of_another_dtype(dtype):
     logits = torch.zeros(4, 3, 5, 6).to(dtype)
     with pytest.raises(TypeError, match=f"^logits: expected float32, .*sigmoid.*, got {dtype}$"):
-        check(logits=logits)
+        check(logits=logits, targets=torch.zeros(4, 3, 5, 6, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2])

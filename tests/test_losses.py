@@ -337,7 +337,7 @@ def test_calls_check_their_tensors():
 
 def test_masks_of_0_and_255_are_named():
     logits, targets = draw((2, 1, 5, 7))
-    with pytest.raises(ValueError, match=r"^targets: expected values in \[0, 1\], got \d+ valid"):
+    with pytest.raises(ValueError, match=r"^targets: expected values in \[0, 1\], got values"):
         DiceLoss(backend="torch")(logits, torch.full_like(targets, 255))
     ignoring = torch.where(torch.rand(targets.shape) < 0.5, 255, targets)
     assert torch.isfinite(DiceLoss(ignore_index=255, backend="torch")(logits, ignoring))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from losses_table import ALL, ids
 from oracle import run
+from peer_packages import smp_losses
 from torch.testing import assert_close
 
 from fastseg_losses import (
@@ -349,6 +350,29 @@ def test_nonfinite_logits_show(row, reduction, bad):
         assert torch.equal(loss, criterion(logits, targets))
 
 
+@pytest.mark.parametrize("row", ALL, ids=ids(ALL))
+@by_reduction
+def test_statistics_change_nothing(row, reduction):
+    """Without them less is computed, to the same bits."""
+    logits, targets = draw((2, 1, 5, 7))
+    criterion = row.build(reduction=reduction, backend="torch")
+    x, y = (logits.clone().requires_grad_() for _ in range(2))
+    alone, (loss, _) = criterion(x, targets), criterion(y, targets, return_stats=True)
+    alone.sum().backward()
+    loss.sum().backward()
+    assert torch.equal(alone, loss) and torch.equal(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
+def test_focal_has_finite_derivatives_where_the_miss_is_0(gamma):
+    x = torch.tensor([[[-1e4, 1e4, 0.0, -200.0, 200.0]]], requires_grad=True)
+    t = torch.tensor([[[0.0, 1.0, 1.0, 0.0, 1.0]]])
+    loss = FocalLoss(gamma=gamma, backend="torch")(x, t)
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    (curve,) = torch.autograd.grad(slope.sum(), x)
+    assert torch.isfinite(slope).all() and torch.isfinite(curve).all()
+
+
 # ---- peers, where they compute the same
 
 
@@ -364,7 +388,10 @@ def agree(ours, peer, dtype=torch.float64):
 
 
 def test_segmentation_models_pytorch():
-    smp = pytest.importorskip("segmentation_models_pytorch").losses
+    try:
+        smp = smp_losses()
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
     agree(
         BCELoss(2.5, label_smoothing=0.2),  # t = 0.1 and 0.9: there, a factor of 0.1
         smp.SoftBCEWithLogitsLoss(smooth_factor=0.1, pos_weight=torch.tensor([2.5])),

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from losses_table import ALL_MULTICLASS, MULTICLASS, alphas, ids
+from peer_packages import smp_losses
 
 from fastseg_losses import (
     BCELoss,
@@ -275,11 +276,43 @@ def test_a_class_that_is_ruled_out():
     assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
 
 
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("row", ALL_MULTICLASS, ids=ids(ALL_MULTICLASS))
+def test_statistics_change_nothing(row, soft):
+    """Without them less is computed, to the same bits."""
+    logits, targets = draw()
+    targets = soften(logits) if soft else targets
+    criterion = alphas(row, 5).build(backend="torch")
+    x, y = (logits.clone().requires_grad_() for _ in range(2))
+    alone, (loss, _) = criterion(x, targets), criterion(y, targets, return_stats=True)
+    alone.backward()
+    loss.backward()
+    assert torch.equal(alone, loss) and torch.equal(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 0.0, 2.0, 1.0, 3.0]])
+@pytest.mark.parametrize("row", ALL_MULTICLASS, ids=ids(ALL_MULTICLASS))
+def test_class_ids_are_probabilities_of_0_and_1(row, weights):
+    """Ids take a shorter way, of the target's class alone where the others add 0."""
+    logits, targets = draw()
+    shared = {"reduction": "sum", "class_weights": weights}  # a mean divides by other sums
+    criterion = alphas(row, 5).build(backend="torch", **shared)
+    x, y = (logits.clone().requires_grad_() for _ in range(2))
+    loss, expected = criterion(x, targets), criterion(y, one_hot(targets))
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(x.grad, y.grad)
+
+
 # ---- the peers' packages
 
 
 def test_smp():
-    smp = pytest.importorskip("segmentation_models_pytorch").losses
+    try:
+        smp = smp_losses()
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
     logits, targets = (v.float() if v.is_floating_point() else v for v in draw())
     ours = DiceLoss(mode="multiclass", batch=True, absent="skip", smooth=0.0)
     theirs = smp.DiceLoss("multiclass", smooth=0.0)(logits, targets)

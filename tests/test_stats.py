@@ -174,6 +174,33 @@ def test_unknown_attributes():
             getattr(stats, name)
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("class_iou", "iou"),
+        ("class_dice", "dice"),
+        ("class_tp", "tp"),
+        ("class_pred", "pred_positive"),
+    ],
+)
+def test_what_belongs_to_classes_is_in_multiclass_mode_alone(name, instead):
+    stats = SegmentationStats(torch.zeros(13), ("dice",))
+    with pytest.raises(AttributeError, match=f"'{name}' only in mode='multiclass'; '{instead}' is"):
+        getattr(stats, name)
+    assert name not in dir(stats) and instead in dir(stats)
+    classes = SegmentationStats(torch.zeros(13 + 5 * 3), ("dice",), 3)
+    assert name in dir(classes) and getattr(classes, name).shape == (3,)
+
+
+def test_a_meta_tensor_cannot_be_read():
+    x = torch.zeros(2, 1, 4, 4, device="meta", requires_grad=True)
+    loss, stats = CombinedSegmentationLoss()(x, x.detach(), return_stats=True)
+    loss.backward()
+    assert x.grad.shape == x.shape
+    with pytest.raises(ValueError, match="^stats: a tensor on device 'meta' holds no values"):
+        stats.cpu()
+
+
 def test_repr_names_the_device_and_the_terms():
     text = repr(SegmentationStats(torch.zeros(13), ("dice",)))
     assert text == "SegmentationStats(on cpu, terms=('dice',); .cpu() reads it)"
