@@ -103,7 +103,12 @@ def _warn_once(trouble: str) -> None:
 
 
 def torch_loss(
-    spec: LossSpec, inputs: Inputs, stats_out: Tensor | None, *, want_stats: bool = False
+    spec: LossSpec,
+    inputs: Inputs,
+    stats_out: Tensor | None,
+    *,
+    want_stats: bool = False,
+    constants: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Loss and statistics row by the reference.
 
@@ -112,6 +117,7 @@ def torch_loss(
         inputs: logits, targets, valid, class_weights, pos_weight, as the caller passed them.
         stats_out: where the row goes, or None.
         want_stats: whether the row is wanted without a place to go.
+        constants: whether only the logits may require grad, as with the kernels.
 
     Returns:
         The loss, and the row if anybody wants it.
@@ -121,7 +127,7 @@ def torch_loss(
         ValueError: see `inputs.check_call`; on the CPU also targets that no formula is for.
     """
     logits, targets, valid, class_weights, vector = inputs
-    sizes = check_call(spec, inputs)
+    sizes = check_call(spec, inputs, constants=constants)
     if stats_out is not None:
         check_stats_out(stats_out, row_length(spec, logits), logits.device)
         want_stats = True

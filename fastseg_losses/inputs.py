@@ -34,8 +34,19 @@ def check_inputs(
     pos_weight: Tensor | None,
     *,
     softmax: bool = False,
+    constants: bool = True,
 ) -> Sizes:
-    """Check one call's tensors against each other; `softmax`: alpha comes in place of pos_weight.
+    """Check one call's tensors against each other.
+
+    Args:
+        mode: of the loss.
+        logits: see `ops.segmentation_loss`, as for the other tensors.
+        targets: see there.
+        valid: see there.
+        class_weights: see there.
+        pos_weight: see there.
+        softmax: alpha comes in place of pos_weight.
+        constants: whether a tensor other than the logits that requires grad is an error.
 
     Returns:
         The canonical sizes.
@@ -58,7 +69,7 @@ def check_inputs(
         raise TypeError(
             f"targets: expected bool, an integer or a floating dtype, got {targets.dtype}"
         )
-    if targets.requires_grad:
+    if constants and targets.requires_grad:
         raise ValueError(
             "targets: expected a tensor that does not require grad; pass targets.detach()"
         )
@@ -79,7 +90,7 @@ def check_inputs(
             raise ValueError(
                 f"{name}: expected {expected} values for {sizes.C} classes, got {vector.numel()}"
             )
-        if vector is not None and vector.requires_grad:
+        if constants and vector is not None and vector.requires_grad:
             raise ValueError(f"{name}: expected a tensor that does not require grad")
     for name, other in (
         ("targets", targets),
@@ -94,17 +105,18 @@ def check_inputs(
     return sizes
 
 
-def check_call(spec: LossSpec, inputs: Inputs) -> Sizes:
+def check_call(spec: LossSpec, inputs: Inputs, *, constants: bool = True) -> Sizes:
     """Check one call's tensors against each other and against what the loss is.
 
     Args:
         spec: the loss.
         inputs: logits, targets, valid, class_weights and pos_weight, or with a softmax alpha.
+        constants: see `check_inputs`.
 
     Raises:
         TypeError: see `check_inputs`, as for ValueError.
     """
-    sizes = check_inputs(spec.mode, *inputs, softmax=spec.softmax)
+    sizes = check_inputs(spec.mode, *inputs, softmax=spec.softmax, constants=constants)
     logits, targets = inputs[:2]
     if spec.mode == "multiclass" and spec.ignore_index is not None and is_soft(logits, targets):
         raise ValueError(

@@ -23,13 +23,14 @@ def generalized_loss(
     reduction: str,
     batch: bool,
     backend: str = "auto",
+    constants: bool = True,
 ) -> Tensor:
     """The loss of each sample, or of the batch, under the reduction; see `generalized_dice`.
 
     Compiled calls take PyTorch's operations: the compiler makes one kernel of them itself.
 
     Args:
-        sums: (4, N, C), I, P, T and V; T gets no gradient.
+        sums: (4, N, C), I, P, T and V; T gets no gradient (see constants).
         first: channels left out at the start.
         weights: "square", "simple" or "uniform".
         smooth_nr: added above.
@@ -37,14 +38,15 @@ def generalized_loss(
         reduction: "mean", "sum" or "none".
         batch: one loss, from the sums of the whole batch.
         backend: one of `backends.BACKENDS`.
+        constants: if not, T gets a gradient, by PyTorch's operations.
 
     Returns:
         (), or with "none" (N, 1), with batch (1,).
     """
     numbers = (smooth_nr, smooth_dr)
-    if torch.compiler.is_compiling() or not takes_triton(backend, sums):
+    if torch.compiler.is_compiling() or not constants or not takes_triton(backend, sums):
         I, P, T = (s.sum(0) if batch else s for s in sums[:3, :, first:].unbind(0))  # noqa: E741
-        loss = generalized_dice(I, P, T.detach(), weights, *numbers)
+        loss = generalized_dice(I, P, T.detach() if constants else T, weights, *numbers)
         if reduction == "none":
             return loss
         return loss.mean() if reduction == "mean" else loss.sum()
@@ -83,6 +85,7 @@ class _Finish(torch.autograd.Function):
         return ctx.dsums * dloss, None, None, None, None, None
 
 
+MAX_LAUNCHERS = 1024
 _LAUNCHERS: dict[Any, Any] = {}
 
 
@@ -92,6 +95,8 @@ def _launch(tensors: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> None:
     if launcher is None:
         from fastseg_losses.kernels.generalized import generalized_launch
 
+        if len(_LAUNCHERS) >= MAX_LAUNCHERS:
+            _LAUNCHERS.clear()
         launcher = generalized_launch(*arguments).bind(tensors)
         _LAUNCHERS[device, arguments] = launcher
     launcher(tensors, (), stream_of(device))

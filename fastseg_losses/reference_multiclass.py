@@ -88,11 +88,12 @@ def read_pixels(logits: Tensor, targets: Tensor, live: Tensor | None) -> Pixels:
 
 
 def of_targets(log_p: Tensor, t: Tensor) -> Tensor:
-    """log_p, 0 where the target is: there it counts for nothing, whatever it is.
+    """log_p, 0 where it is -inf and the target 0.
 
-    So a class that was ruled out by a logit of -inf costs nothing where it is not the target.
+    So a class that was ruled out by a logit of -inf costs nothing where it is not the target. Only
+    there: log_p is the slope of a soft target that requires grad.
     """
-    return torch.where(t == 0, 0.0, log_p)
+    return torch.where((t == 0) & (log_p == -torch.inf), 0.0, log_p)
 
 
 def cross_entropy(log_p: Tensor, t: Tensor, w: Tensor) -> Tensor:

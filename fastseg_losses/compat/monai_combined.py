@@ -1,28 +1,30 @@
-"""DiceCE, DiceFocal and deep supervision as in MONAI."""
+"""Dice beside another loss as in MONAI, and DiceCE."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from fastseg_losses.compat.fused import flat, fused
+from fastseg_losses.compat.fused import flat, fused, is_own, keeps, number
 from fastseg_losses.compat.monai_inputs import check_reduction, class_weight, run
-from fastseg_losses.compat.monai_points import FocalLoss
 from fastseg_losses.compat.monai_regions import DiceLoss
 
 
-def _check_lambda(name: str, value: float) -> float:
+def check_lambda(name: str, value: float) -> float:
+    """As there.
+
+    Raises:
+        ValueError: a negative one.
+    """
     if value < 0.0:
         raise ValueError(f"{name} should be no less than 0.0.")
     return value
 
 
-def _check_shapes(input: Tensor, target: Tensor) -> None:
+def check_shapes(input: Tensor, target: Tensor) -> None:
     """As there.
 
     Raises:
@@ -41,7 +43,41 @@ def _check_shapes(input: Tensor, target: Tensor) -> None:
         )
 
 
-class DiceCELoss(_Loss):
+def weight_of(part: nn.Module) -> Tensor | None:
+    """The classes' weights of a part, which may be of a foreign class."""
+    return getattr(part, "class_weight", None)
+
+
+class Pair(_Loss):
+    """Two losses that got the same weights; one launch has one vector of them for both."""
+
+    _tied: tuple[Tensor | None, Tensor | None]
+
+    def _both_weights(self) -> tuple[Tensor | None, Tensor | None]:
+        raise NotImplementedError
+
+    def _tie(self) -> None:
+        """Remember the two buffers: their values cannot be compared without a wait for the GPU."""
+        self._tied = self._both_weights()
+
+    def _are_tied(self, first: Tensor | None, second: Tensor | None) -> bool:
+        """Whether both weights are still those of the constructor, wherever they were moved."""
+        return first is self._tied[0] and second is self._tied[1]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Pair:
+        tied = self._are_tied(*self._both_weights())
+        super()._apply(*args, **kwargs)
+        if tied:
+            self._tie()
+        return self
+
+
+def has_classes(dice: DiceLoss, input: Tensor, weight: Tensor | None) -> bool:
+    """Whether Dice weighs the classes as the other loss does; of one channel it has no weight."""
+    return weight is None or input.shape[1] - (not dice.include_background) > 1
+
+
+class DiceCELoss(Pair):
     """Dice and cross-entropy: lambda_dice Dice + lambda_ce CE.
 
     One launch each way with softmax=True, or for one channel with sigmoid=True. Otherwise
@@ -93,7 +129,8 @@ class DiceCELoss(_Loss):
         lambda_ce: float = 1.0,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(reduction=check_reduction(reduction, ("mean", "sum")))
+        super().__init__()
+        reduction = check_reduction(reduction, ("mean", "sum"))
         flags = (
             include_background,
             to_onehot_y,
@@ -103,196 +140,91 @@ class DiceCELoss(_Loss):
             squared_pred,
             jaccard,
         )
-        last = (self.reduction, smooth_nr, smooth_dr, batch)
+        last = (reduction, smooth_nr, smooth_dr, batch)
         of_dice = weight[1:] if weight is not None and not include_background else weight
         self.dice = DiceLoss(*flags, *last, weight=of_dice)
-        self.register_buffer("weight", weight, persistent=False)
-        self.label_smoothing = label_smoothing
-        self.lambda_dice = _check_lambda("lambda_dice", lambda_dice)
-        self.lambda_ce = _check_lambda("lambda_ce", lambda_ce)
-
-    weight: Tensor | None
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss; see `DiceLoss`."""
-        _check_shapes(input, target)
-        dice, one = self.dice, input.shape[1] == 1
-        # of one channel Dice has no weight
-        kept = input.shape[1] - (not dice.include_background)
-        alike = one or kept > 1 or self.weight is None
-        if alike and (dice.sigmoid if one else dice.softmax):
-            call = dice._prepare(input, target)
-            class_weight(call, dice.class_weight)  # raises where Dice alone would
-            region = dice.term(self.lambda_dice)
-            weight, vector = (None, self.weight) if one else (self.weight, None)
-            return run(
-                *(call, (self._term(one, self.lambda_ce),), (region,), self.reduction, weight),
-                vector=vector,
-                **dice.sums(),
-            )
-        return self.lambda_dice * dice(input, target) + self.lambda_ce * self._ce(input, target)
-
-    def _term(self, one: bool, weight: float) -> tuple[Any, ...]:
-        return ("bce", weight) if one else ("ce", weight, float(self.label_smoothing))
-
-    def _ce(self, input: Tensor, target: Tensor) -> Tensor:
-        one = input.shape[1] == 1
-        if one:
-            both = (*flat(input, target), None, None, self.weight)
-            return fused(both, "binary", (self._term(one, 1.0),), reduction=self.reduction)
-        if target.shape[1] == 1:
-            target = target.long()
-        inputs = (input, target, None, self.weight)
-        return fused(inputs, "multiclass", (self._term(one, 1.0),), reduction=self.reduction)
-
-
-class DiceFocalLoss(_Loss):
-    """Dice and focal loss: lambda_dice Dice + lambda_focal focal, the latter always with sigmoids.
-
-    One launch each way with sigmoid=True and "mean"; otherwise each loss has launches of its own.
-
-    Args:
-        include_background: of both, like all that is not named here; see `DiceLoss`.
-        to_onehot_y: see there.
-        sigmoid: of Dice.
-        softmax: of Dice.
-        other_act: of Dice.
-        squared_pred: of Dice.
-        jaccard: of Dice.
-        reduction: "mean", "sum", "none"; see `FocalLoss`.
-        smooth_nr: of Dice.
-        smooth_dr: of Dice.
-        batch: of Dice.
-        gamma: of focal.
-        weight: of both.
-        lambda_dice: at least 0.
-        lambda_focal: at least 0.
-        alpha: of focal.
-
-    Raises:
-        ValueError: a negative lambda; shapes that do not fit; see also `DiceLoss`.
-
-    Example:
-        >>> import torch
-        >>> criterion = DiceFocalLoss(sigmoid=True)
-        >>> criterion(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4))
-        tensor(0.5066)
-    """
-
-    def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable | None = None,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        reduction: Any = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        gamma: float = 2.0,
-        weight: Sequence[float] | float | int | Tensor | None = None,
-        lambda_dice: float = 1.0,
-        lambda_focal: float = 1.0,
-        alpha: float | None = None,
-    ) -> None:
-        super().__init__()
-        flags = (
-            include_background,
-            to_onehot_y,
-            sigmoid,
-            softmax,
-            other_act,
-            squared_pred,
-            jaccard,
+        self.cross_entropy = nn.CrossEntropyLoss(
+            weight, reduction=reduction, label_smoothing=label_smoothing
         )
-        self.dice = DiceLoss(*flags, reduction, smooth_nr, smooth_dr, batch, weight=weight)
-        self.focal = FocalLoss(include_background, to_onehot_y, gamma, alpha, weight, reduction)
-        self.to_onehot_y = to_onehot_y
-        self.lambda_dice = _check_lambda("lambda_dice", lambda_dice)
-        self.lambda_focal = _check_lambda("lambda_focal", lambda_focal)
+        self.binary_cross_entropy = nn.BCEWithLogitsLoss(reduction=reduction, pos_weight=weight)
+        self.lambda_dice = check_lambda("lambda_dice", lambda_dice)
+        self.lambda_ce = check_lambda("lambda_ce", lambda_ce)
+        self._tie()
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compute the loss; see `DiceLoss`."""
-        _check_shapes(input, target)
-        dice, focal = self.dice, self.focal
-        # of one channel Dice has no weight
-        kept = input.shape[1] - (not dice.include_background)
-        alike = kept > 1 or focal.class_weight is None
-        if dice.sigmoid and dice.reduction == "mean" and alike:
+        check_shapes(input, target)
+        dice, one = self.dice, input.shape[1] == 1
+        part: Any = self.binary_cross_entropy if one else self.cross_entropy
+        if self._is_fused(input, dice, part, one):
             call = dice._prepare(input, target)
-            if focal.is_fused(call):
-                weight = class_weight(call, dice.class_weight, points=True)
-                terms = (focal.term(self.lambda_focal),), (dice.term(self.lambda_dice),)
-                return run(call, *terms, "mean", weight, **dice.sums())
-        return self.lambda_dice * dice(input, target) + self.lambda_focal * focal(input, target)
+            if not one and part.weight is not None:
+                class_weight(call, dice.class_weight)  # raises where Dice alone would
+            smoothing = 0.0 if one else part.label_smoothing
+            terms = (_term(one, self.lambda_ce, smoothing),), (dice.term(self.lambda_dice),)
+            weight, vector = (None, part.pos_weight) if one else (part.weight, None)
+            return run(call, *terms, dice.reduction, weight, vector=vector, **dice.sums())
+        entropy = self.bce(input, target) if one else self.ce(input, target)
+        return self.lambda_dice * dice(input, target) + self.lambda_ce * entropy
 
-
-class DeepSupervisionLoss(_Loss):
-    """A loss of every level of a net's outputs, weighted and summed.
-
-    Args:
-        loss: of one output and its target.
-        weight_mode: "same" (1, 1, ...), "exp" (1, 0.5, 0.25, ..., at least 0.0625) or "two"
-            (1, 0.5, 0.5, ...).
-        weights: of the levels; used if there are enough.
-
-    Example:
-        >>> import torch
-        >>> criterion = DeepSupervisionLoss(DiceLoss(sigmoid=True))
-        >>> outputs = [torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)]
-        >>> criterion(outputs, torch.ones(1, 1, 8, 8))
-        tensor(0.5000)
-    """
-
-    def __init__(
-        self, loss: _Loss, weight_mode: str = "exp", weights: list[float] | None = None
-    ) -> None:
-        super().__init__()
-        self.loss = loss
-        self.weight_mode = weight_mode
-        self.weights = weights
-        self.interp_mode = "nearest-exact"
-
-    def get_weights(self, levels: int = 1) -> list[float]:
-        """The levels' weights."""
-        levels = max(1, levels)
-        if self.weights is not None and len(self.weights) >= levels:
-            return self.weights[:levels]
-        if self.weight_mode == "exp":
-            return [max(0.5**level, 0.0625) for level in range(levels)]
-        lower = 0.5 if self.weight_mode == "two" else 1.0
-        return [1.0] + [lower] * (levels - 1)
-
-    def get_loss(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of one level; its target is resized to the nearest pixels."""
-        if input.shape[2:] != target.shape[2:]:
-            target = F.interpolate(target, size=input.shape[2:], mode=self.interp_mode)
-        loss: Tensor = self.loss(input, target)
-        return loss
-
-    def forward(self, input: None | Tensor | list[Tensor], target: Tensor) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            input: an output, or a list of them, the largest first.
-            target: of the largest.
-
-        Raises:
-            ValueError: no input.
-        """
-        if input is None:
-            raise ValueError("input shouldn't be None.")
-        if isinstance(input, Tensor):
-            loss: Tensor = self.loss(input, target)
+    def ce(self, input: Tensor, target: Tensor) -> Tensor:
+        """The cross-entropy alone, of labels (B, 1, *spatial) or probabilities."""
+        labels = target.shape[1] == 1 and input.shape[1] > 1
+        entropy: Any = self.cross_entropy
+        if input.shape[1] == 1 or not _is_plain(entropy, one=False):
+            if labels:
+                target = target[:, 0].long()
+            elif not target.is_floating_point():
+                target = target.to(input.dtype)
+            loss: Tensor = entropy(input, target)
             return loss
-        weights = self.get_weights(len(input))
-        total = torch.zeros((), device=target.device)
-        for weight, level in zip(weights, input, strict=True):
-            total = total + weight * self.get_loss(level, target)
-        return total
+        inputs = (input, target.long() if labels else target, None, entropy.weight)
+        ignored = entropy.ignore_index if labels else None
+        term = _term(False, 1.0, entropy.label_smoothing)
+        reduction = entropy.reduction
+        return fused(inputs, "multiclass", (term,), reduction=reduction, ignore_index=ignored)
+
+    def bce(self, input: Tensor, target: Tensor) -> Tensor:
+        """The cross-entropy alone, of one channel."""
+        entropy: Any = self.binary_cross_entropy
+        if not _is_plain(entropy, one=True) or input.shape != target.shape:
+            if not target.is_floating_point():
+                target = target.to(input.dtype)
+            loss: Tensor = entropy(input, target)
+            return loss
+        both = (*flat(input, target), None, None, entropy.pos_weight)
+        return fused(both, "binary", (_term(True, 1.0),), reduction=entropy.reduction)
+
+    def _both_weights(self) -> tuple[Tensor | None, Tensor | None]:
+        return weight_of(self.dice), getattr(self.cross_entropy, "weight", None)
+
+    def _is_fused(self, input: Tensor, dice: Any, part: Any, one: bool) -> bool:
+        """Whether one launch is both losses; `part`: the cross-entropy of this input."""
+        if not (is_own(dice, DiceLoss) and _is_plain(part, one)):
+            return False
+        if not keeps(self, DiceCELoss, "ce", "bce") or dice.reduction != part.reduction:
+            return False
+        if isinstance(self.lambda_dice, Tensor) or isinstance(self.lambda_ce, Tensor):
+            return False  # they may want a gradient
+        if dice._is_one_group(input) or not (dice.sigmoid if one else dice.softmax):
+            return False
+        if one:  # Dice has no weight
+            return True
+        weight = part.weight
+        alike = has_classes(dice, input, weight) and self._are_tied(dice.class_weight, weight)
+        return alike and part.ignore_index < 0
 
 
-ds_loss = DeepSupervisionLoss
+def _term(one: bool, weight: Any, smoothing: Any = 0.0) -> tuple[Any, ...]:
+    return ("bce", number(weight)) if one else ("ce", number(weight), number(smoothing))
+
+
+def _is_plain(part: Any, one: bool) -> bool:
+    """Whether a cross-entropy is PyTorch's, as the library has it."""
+    if not is_own(part, nn.BCEWithLogitsLoss if one else nn.CrossEntropyLoss):
+        return False
+    if part.reduction not in ("mean", "sum"):
+        return False
+    if not one:
+        return True
+    return part.weight is None and (part.pos_weight is None or part.pos_weight.numel() == 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastseg_losses.compat.fused import fused
+from fastseg_losses.compat.fused import chosen_backend, fused, number
 from fastseg_losses.compat.monai_regions import _RegionLoss
 from fastseg_losses.ops_generalized import generalized_loss
 
@@ -70,18 +70,32 @@ class GeneralizedDiceLoss(_RegionLoss):
             )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss; see `DiceLoss`."""
+        """Compute the loss; see `DiceLoss`.
+
+        Raises:
+            IndexError: inputs (B, C) without `batch`.
+            NotImplementedError: a subclass has a `w_func`.
+        """
+        if hasattr(type(self), "w_func") or "w_func" in self.__dict__:
+            raise NotImplementedError(
+                f"{type(self).__name__}.w_func is not called: the weights are made in the kernel; "
+                "take the loss from the package itself"
+            )
         call = self._prepare(input, target)
+        if self._is_one_group(input):
+            raise IndexError(f"input: expected (B, C, *spatial) or batch=True, got {input.shape}")
         shared = {**call.shared, "include_background": True}
         sums = fused(call.inputs, call.mode, reduction="sums", overlap=self._overlap(), **shared)
         loss = generalized_loss(
             sums,
             first=call.dropped,
             weights=self.w_type,
-            smooth_nr=self.smooth_nr,
-            smooth_dr=self.smooth_dr,
+            smooth_nr=number(self.smooth_nr),
+            smooth_dr=number(self.smooth_dr),
             reduction=self.reduction,
-            batch=self.batch,
+            batch=bool(self.batch),
+            backend=chosen_backend(),
+            constants=not call.inputs[1].requires_grad,
         )
         if self.reduction == "none":
             return loss.reshape(*loss.shape, *(1,) * (input.dim() - 2))

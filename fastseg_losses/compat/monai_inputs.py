@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastseg_losses.compat.fused import fused
+from fastseg_losses.compat.fused import computed_in, fused
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -144,11 +144,46 @@ def prepare(
     return Call((input, target, valid), mode, shared, C, 0 if include_background else 1)
 
 
+def as_one_group(call: Call) -> Call:
+    """A call without space as probabilities of one sample and channel.
+
+    There a sum over no axes is one over all: sums that are not of the batch are of everything.
+    """
+    x, t, valid = call.inputs
+    ignored = call.shared["ignore_index"]
+    if ignored is not None:
+        here = t != ignored
+        t, valid = torch.where(here, t, 0), here if valid is None else valid & here
+    if call.shared["activation"] != "identity":
+        x = x.to(computed_in(x))
+        x = torch.softmax(x, 1) if call.softmax else torch.sigmoid(x)
+    if t.shape != x.shape:
+        t = torch.nn.functional.one_hot(t[:, 0].long(), call.C)
+    x, t = x[:, call.dropped :], t[:, call.dropped :]
+    valid = None if valid is None else valid.expand_as(x).reshape(1, -1)
+    shared = {"ignore_index": None, "activation": "identity"}
+    return Call((x.reshape(1, -1), t.reshape(1, -1), valid), "binary", shared, 1, 0)
+
+
 def one_hot_mask(target: Tensor, ignore_index: int) -> Tensor:
     """Which pixels of a one-hot target count: not that class, or for any other number any class."""
     if 0 <= ignore_index < target.shape[1]:
         return target[:, ignore_index : ignore_index + 1] != 1
     return target.sum(1, keepdim=True) > 0
+
+
+def check_length(weight: Tensor, classes: int) -> None:
+    """One weight for all of the channels that have a loss, or one for each.
+
+    Raises:
+        ValueError: another number of them.
+    """
+    if weight.dim() and weight.shape[0] != classes:
+        raise ValueError(
+            "The length of the `weight` sequence should be the same as the number of classes. "
+            "If `include_background=False`, the weight should not include the background "
+            f"category class 0. Expected {classes}, got {weight.shape[0]}."
+        )
 
 
 def check_weight(weight: Any) -> Tensor | None:
@@ -180,12 +215,7 @@ def class_weight(call: Call, weight: Tensor | None, *, points: bool = False) -> 
     """
     device = call.inputs[0].device
     if weight is not None and call.classes > 1:
-        if weight.dim() and weight.shape[0] != call.classes:
-            raise ValueError(
-                "The length of the `weight` sequence should be the same as the number of classes. "
-                "If `include_background=False`, the weight should not include the background "
-                f"category class 0. Expected {call.classes}, got {weight.shape[0]}."
-            )
+        check_length(weight, call.classes)
         weight = weight.to(device, torch.float32).expand(call.classes)
     elif not call.weighed and not (points and call.dropped):
         return None

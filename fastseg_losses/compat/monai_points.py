@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from fastseg_losses import reference
-from fastseg_losses.compat.fused import computed_in
+from fastseg_losses.compat.fused import computed_in, number
 from fastseg_losses.compat.monai_inputs import (
     Call,
     check_reduction,
@@ -88,15 +89,29 @@ class FocalLoss(_Loss):
         Args:
             input: (B, C, *spatial) logits.
             target: (B, C, *spatial), or (B, 1, *spatial) labels with to_onehot_y.
+
+        Returns:
+            Float32, as there.
         """
-        call = self._prepare(input, target)
+        return self._of(input, target, self.to_onehot_y)
+
+    def _of(self, input: Tensor, target: Tensor, labels: bool) -> Tensor:
+        """The loss, where `labels` says what the targets are."""
+        loss = self._value(input, target, labels)
+        return loss.float() if loss.dtype == torch.float64 else loss
+
+    def _value(self, input: Tensor, target: Tensor, labels: bool) -> Tensor:
+        call = self._prepare(input, target, labels)
         if self.class_weight is not None and self.class_weight.dim() and call.classes == 1:
             raise ValueError("Per-class class_weight is not supported for single-channel outputs.")
-        if self.reduction == "none" or not self.is_fused(call):
-            return self._by_pytorch(input, target)
+        wanted = self.reduction
+        if wanted == "sum" and input.dim() == 2:
+            wanted = "mean"  # a mean over no axes is one over all
+        if wanted == "none" or not self.is_fused(call):
+            return self._by_pytorch(input, target, labels, wanted)
         masked = self.ignore_index is not None
         # with a mask every sample's mean has a divisor of its own
-        reduction = "none" if self.reduction == "sum" and masked else self.reduction
+        reduction = "none" if wanted == "sum" and masked else wanted
         weight, vector = class_weight(call, self.class_weight, points=not call.softmax), None
         if call.classes == 1 and self.class_weight is not None:  # a number
             weight = self.class_weight.to(input.device, torch.float32).reshape(1)
@@ -104,21 +119,21 @@ class FocalLoss(_Loss):
         if call.softmax:  # as class weights they would be in the divisor
             weight, vector = None, self._alpha(call, weight)
         scale = 1.0
-        if call.softmax and self.reduction == "mean" and not masked:
+        if call.softmax and wanted == "mean" and not masked:
             scale = 1 / call.C  # a mean over elements
-        elif masked and not call.softmax and self.reduction == "mean":
+        elif masked and not call.softmax and wanted == "mean":
             scale = call.classes  # a mean over pixels
         elif masked and not call.softmax and call.mode == "multiclass":
             scale = call.C
         loss = run(call, (self.term(scale),), (), reduction, weight, vector=vector)
         if reduction == "sum":
-            return loss / input[0, 0].numel()
-        return loss.sum() if self.reduction == "sum" else loss
+            return loss / max(1, math.prod(input.shape[2:]))
+        return loss.sum() if wanted == "sum" else loss
 
     def term(self, weight: float) -> tuple[Any, ...]:
         """The pointwise term that this loss is, with sigmoids or a softmax."""
-        alpha = None if self.use_softmax or self.alpha is None else float(self.alpha)
-        return ("focal", weight, 0.0, alpha, float(self.gamma), "margin")
+        alpha = None if self.use_softmax or self.alpha is None else number(self.alpha)
+        return ("focal", number(weight), 0.0, alpha, number(self.gamma), "margin")
 
     def is_fused(self, call: Call) -> bool:
         """Whether a term of the library is this loss, for a mean or a sum."""
@@ -126,13 +141,13 @@ class FocalLoss(_Loss):
             return call.C > 1 and not call.dropped
         return not isinstance(self.alpha, Tensor) or self.alpha.dim() == 0
 
-    def _prepare(self, input: Tensor, target: Tensor) -> Call:
+    def _prepare(self, input: Tensor, target: Tensor, labels: bool) -> Call:
         softmax = self.use_softmax and input.shape[1] > 1
         return prepare(
             input,
             target,
             include_background=self.include_background,
-            to_onehot_y=self.to_onehot_y,
+            to_onehot_y=labels,
             sigmoid=not softmax,
             softmax=softmax,
             ignore_index=self.ignore_index,
@@ -160,10 +175,10 @@ class FocalLoss(_Loss):
             return weight if alpha is None else alpha
         return alpha * weight
 
-    def _by_pytorch(self, input: Tensor, target: Tensor) -> Tensor:
+    def _by_pytorch(self, input: Tensor, target: Tensor, labels: bool, reduction: str) -> Tensor:
         """Every element's value, and its reduction."""
         C, space = input.shape[1], tuple(range(2, input.dim()))
-        one = C == 1 or not self.to_onehot_y
+        one = C == 1 or not labels
         mask = None
         if self.ignore_index is not None:
             one_hot = target.shape[1] > 1
@@ -188,9 +203,9 @@ class FocalLoss(_Loss):
                     f"output channels ({x.shape[1]})."
                 )
             each = each * (channels(weight, each) if weight.dim() else weight)
-        if self.reduction == "none":
+        if reduction == "none":
             return each
-        if self.reduction == "mean":
+        if reduction == "mean":
             return each.mean() if mask is None else each.sum() / mask.sum().clamp_min(1)
         if mask is None:
             return each.mean(space).sum()
@@ -201,8 +216,7 @@ class FocalLoss(_Loss):
         if self.use_softmax:
             log_p = x.log_softmax(1)
             each = -t * log_p * (-torch.expm1(log_p)).clamp_min(1e-30) ** self.gamma
-            scalar = alpha is not None and not (isinstance(alpha, Tensor) and alpha.dim())
-            if scalar and not self.include_background:
+            if isinstance(alpha, float) and not self.include_background:
                 warnings.warn(
                     "`include_background=False`, scalar `alpha` ignored when using softmax.",
                     stacklevel=4,

@@ -1,18 +1,19 @@
-"""Dice, Tversky and generalised Dice losses as in MONAI."""
+"""Dice and Tversky losses as in MONAI."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from fastseg_losses.compat.fused import number, reduced
 from fastseg_losses.compat.monai_inputs import (
     Call,
+    as_one_group,
     check_activation,
+    check_length,
     check_reduction,
     check_weight,
     class_weight,
@@ -63,12 +64,19 @@ class _RegionLoss(_Loss):
             input,
             target,
             include_background=self.include_background,
-            to_onehot_y=self.to_onehot_y,
-            sigmoid=self.sigmoid,
-            softmax=self.softmax,
-            other_act=self.other_act,
-            **{"ignore_index": self.ignore_index, **more},
+            **{
+                "to_onehot_y": self.to_onehot_y,
+                "sigmoid": self.sigmoid,
+                "softmax": self.softmax,
+                "other_act": self.other_act,
+                "ignore_index": self.ignore_index,
+                **more,
+            },
         )
+
+    def _is_one_group(self, input: Tensor) -> bool:
+        """Whether everything is summed up: without space there is no axis to sum over."""
+        return input.dim() == 2 and not self.batch
 
     def _overlap(self) -> str:
         return "minimum" if self.soft_label else "product"
@@ -87,7 +95,8 @@ class DiceLoss(_RegionLoss):
         other_act: apply this.
         squared_pred: P and T are sums of squares.
         jaccard: 1 - (2I + nr) / (2 (P + T - I) + dr).
-        reduction: "mean" over (sample, channel) pairs, "sum", or "none", (B, C, 1, ...).
+        reduction: "mean" over (sample, channel) pairs, "sum", or "none", (B, C, 1, ...). Of inputs
+            (B, C) without `batch` there is one Dice of everything, as there.
         smooth_nr: nr.
         smooth_dr: dr.
         batch: sum over the batch first; "none" is then (C, 1, ...).
@@ -142,95 +151,32 @@ class DiceLoss(_RegionLoss):
         Raises:
             AssertionError: shapes that do not fit.
         """
-        return self._loss(self._prepare(input, target), input.dim() - 2)
+        return self._loss(self._prepare(input, target), input)
 
     def term(self, weight: float = 1.0) -> tuple[Any, ...]:
         """The region term that this loss is."""
         share = 1.0 if self.jaccard else 0.5
-        return region(share, share, self.smooth_nr / 2, self.smooth_dr / 2, weight)
+        smooth = number(self.smooth_nr) / 2, number(self.smooth_dr) / 2
+        return region(share, share, *smooth, number(weight))
 
     def sums(self) -> dict[str, Any]:
         """How I, P and T are summed up."""
         overlap = "product" if self.squared_pred else self._overlap()
         return {"batch": self.batch, "overlap": overlap, "squared": self.squared_pred}
 
-    def _loss(self, call: Call, space: int) -> Tensor:
+    def _loss(self, call: Call, input: Tensor) -> Tensor:
+        if self._is_one_group(input):
+            loss = run(as_one_group(call), (), (self.term(),), "sum", **self.sums())
+            if self.class_weight is None or call.classes == 1:
+                return loss
+            check_length(self.class_weight, call.classes)
+            losses = loss * self.class_weight.to(loss).expand(call.classes)
+            return reduced(losses, self.reduction)
         weight = class_weight(call, self.class_weight)
         loss = run(call, (), (self.term(),), self.reduction, weight, **self.sums())
-        return loss.reshape(*loss.shape, *(1,) * space) if self.reduction == "none" else loss
-
-
-class MaskedDiceLoss(DiceLoss):
-    """Dice loss of the pixels that a mask leaves; see `DiceLoss`, which has the arguments.
-
-    Labels outside the mask become background, as there: with `include_background` they are a
-    background that was not predicted.
-
-    Example:
-        >>> import torch
-        >>> criterion = MaskedDiceLoss(sigmoid=True)
-        >>> mask = torch.tensor([1.0, 0.0]).expand(1, 1, 4, 2)
-        >>> criterion(torch.zeros(1, 1, 4, 2), torch.ones(1, 1, 4, 2), mask)
-        tensor(0.3333)
-    """
-
-    def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable | None = None,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        reduction: Any = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        weight: Sequence[float] | float | int | Tensor | None = None,
-        soft_label: bool = False,
-    ) -> None:
-        flags = (
-            include_background,
-            to_onehot_y,
-            sigmoid,
-            softmax,
-            other_act,
-            squared_pred,
-            jaccard,
-        )
-        super().__init__(*flags, reduction, smooth_nr, smooth_dr, batch, weight, soft_label)
-
-    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            input: see `DiceLoss`, as for target.
-            target: see there.
-            mask: (B, 1, *spatial) or (1, 1, *spatial), 0 where a pixel does not count.
-
-        Raises:
-            ValueError: a mask of another batch size or of several channels.
-        """
-        if mask is None:
-            warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=2)
-            return super().forward(input, target)
-        if input.shape[0] != mask.shape[0] and mask.shape[0] != 1:
-            raise ValueError(
-                f"Batch size of mask ({mask.shape}) must be one or equal to input ({input.shape})."
-            )
-        if mask.shape[1] != 1:
-            raise ValueError(f"Mask ({mask.shape}) must have only one channel.")
-        valid = (mask != 0).expand(input.shape[0], 1, *input.shape[2:])
-        space = input.dim() - 2
-        if not (self.to_onehot_y and self.include_background and input.shape[1] > 1):
-            return self._loss(self._prepare(input, target, valid=valid), space)
-        p = torch.sigmoid(input) if self.sigmoid else input
-        p = torch.softmax(p, 1) if self.softmax else p
-        p = p if self.other_act is None else self.other_act(p)
-        as_is: dict[str, Any] = {"sigmoid": False, "softmax": False, "to_onehot_y": True}
-        call = prepare(p * valid, target * valid, include_background=True, **as_is)
-        return self._loss(call, space)
+        if self.reduction != "none":
+            return loss
+        return loss.reshape(*loss.shape, *(1,) * (input.dim() - 2))
 
 
 class TverskyLoss(_RegionLoss):
@@ -244,7 +190,7 @@ class TverskyLoss(_RegionLoss):
         other_act: see there.
         alpha: weight of false positives.
         beta: weight of false negatives.
-        reduction: "none" gives (B, C), with batch (C,).
+        reduction: "none" gives (B, C), with batch (C,), without space ().
         smooth_nr: nr.
         smooth_dr: dr.
         batch: see there.
@@ -282,7 +228,10 @@ class TverskyLoss(_RegionLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compute the loss; see `DiceLoss`."""
         call = self._prepare(input, target)
-        numbers = (float(self.alpha), float(self.beta), self.smooth_nr, self.smooth_dr)
+        weights = number(self.alpha), number(self.beta)
+        term = region(*weights, number(self.smooth_nr), number(self.smooth_dr))
         sums: dict[str, Any] = {"batch": self.batch, "overlap": self._overlap()}
+        if self._is_one_group(input):
+            return run(as_one_group(call), (), (term,), "sum", **sums)
         weight = class_weight(call, None)
-        return run(call, (), (region(*numbers),), self.reduction, weight, **sums)
+        return run(call, (), (term,), self.reduction, weight, **sums)

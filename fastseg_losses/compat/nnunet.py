@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastseg_losses.compat.fused import fused
+from fastseg_losses.compat.fused import fused, is_own, number
 from fastseg_losses.compat.nnunet_dice import (
     MemoryEfficientSoftDiceLoss,
     SoftDiceLoss,
@@ -52,9 +52,9 @@ class RobustCrossEntropyLoss(nn.CrossEntropyLoss):
         if target.dim() == input.dim():
             assert target.shape[1] == 1, f"target: expected one channel, got {target.shape[1]}"
             target = target[:, 0]
-        if self.reduction == "none":
+        if self.reduction == "none" or input.dim() < 2 or input.shape[1] == 1:
             return super().forward(input, target.long())
-        term = ("ce", 1.0, float(self.label_smoothing))
+        term = ("ce", 1.0, number(self.label_smoothing))
         # PyTorch has no "none" here: an index that no label has
         inputs = (input, class_ids(target), None, self.weight)
         return fused(
@@ -62,7 +62,7 @@ class RobustCrossEntropyLoss(nn.CrossEntropyLoss):
             "multiclass",
             (term,),
             reduction=self.reduction,
-            ignore_index=int(self.ignore_index),
+            ignore_index=self.ignore_index,
         )
 
 
@@ -77,7 +77,7 @@ class DC_and_CE_loss(nn.Module):  # noqa: N801
         weight_ce: factor; 0 leaves it out.
         weight_dice: factor; 0 leaves it out.
         ignore_label: label that does not count.
-        dice_class: `SoftDiceLoss` or `MemoryEfficientSoftDiceLoss`.
+        dice_class: `SoftDiceLoss` or `MemoryEfficientSoftDiceLoss`; of another, each has its own.
 
     Source: Isensee et al. 2021, nnU-Net.
 
@@ -122,17 +122,13 @@ class DC_and_CE_loss(nn.Module):  # noqa: N801
                 f"(DC_and_CE_loss), got {tuple(target.shape)}"
             )
         ce, dc = self.ce, self.dc
-        both = self.weight_ce != 0 and self.weight_dice != 0
-        alike = ce.weight is None and ce.reduction == "mean" and target.shape[1] == 1
-        # an index of cross-entropy alone is no label of the Dice loss
-        alike = alike and (self.ignore_label is not None or ce.ignore_index < 0)
-        if both and alike and dc.is_fused():
-            term = ("ce", float(self.weight_ce), float(ce.label_smoothing))
+        if self._is_fused(net_output, target, ce, dc):
+            term = ("ce", number(self.weight_ce), number(ce.label_smoothing))
             return fused(
                 (net_output, class_ids(target)),
                 "multiclass",
                 (term,),
-                (dc.term(float(self.weight_dice)),),
+                (dc.term(self.weight_dice),),
                 ignore_index=self.ignore_label,
                 **dc.shared(),
             )
@@ -144,6 +140,24 @@ class DC_and_CE_loss(nn.Module):  # noqa: N801
         if self.weight_ce != 0:
             loss = loss + self.weight_ce * ce(net_output, target[:, 0])
         return loss
+
+    def _is_fused(self, net_output: Tensor, target: Tensor, ce: Any, dc: Any) -> bool:
+        """Whether one launch is both losses."""
+        if not (is_own(dc, _Dice) and is_own(ce, RobustCrossEntropyLoss)):
+            return False
+        if net_output.shape[1] == 1 or target.shape[1] != 1 or not _are_factors(self):
+            return False
+        if self.weight_ce == 0 or self.weight_dice == 0 or ce.reduction != "mean":
+            return False
+        # an index of cross-entropy alone is no label of the Dice loss
+        index, label = ce.ignore_index, self.ignore_label
+        alike = index < 0 if label is None else index == label
+        return alike and ce.weight is None and dc.is_fused() and dc._activation() == "softmax"
+
+
+def _are_factors(loss: Any) -> bool:
+    """Whether the terms' weights are numbers, that want no gradient."""
+    return not (isinstance(loss.weight_ce, Tensor) or isinstance(loss.weight_dice, Tensor))
 
 
 class DC_and_BCE_loss(nn.Module):  # noqa: N801
@@ -194,24 +208,32 @@ class DC_and_BCE_loss(nn.Module):  # noqa: N801
         if self.use_ignore_label:
             regions, mask = target[:, :-1], ~target[:, -1:].bool()
         C, ce, dc = net_output.shape[1], self.ce, self.dc
-        positive = ce.pos_weight
+        positive = getattr(ce, "pos_weight", None)
         each = (C, *(1,) * (net_output.dim() - 2))
         alike = positive is None or positive.numel() == 1 or tuple(positive.shape) == each
-        plain = ce.weight is None and (ce.reduction == "mean" or self.use_ignore_label)
-        if alike and plain and dc.is_fused() and (C == 1 or dc.do_bg):
-            weight = float(self.weight_ce) * (C if self.use_ignore_label else 1)
+        if alike and self._is_fused(ce, dc) and (C == 1 or dc.do_bg):
+            weight = number(self.weight_ce) * (C if self.use_ignore_label else 1)
             vector = None if positive is None else positive.flatten()
             return fused(
                 (net_output, regions, mask, None, vector),
                 "multilabel",
                 (("bce", weight),),
-                (dc.term(float(self.weight_dice)),),
+                (dc.term(self.weight_dice),),
                 **{**dc.shared(), "include_background": True},
             )
         bce = ce(net_output, regions.to(net_output.dtype))
         if mask is not None:
             bce = (bce * mask).sum() / mask.sum().clamp_min(1)
         return self.weight_ce * bce + self.weight_dice * dc(net_output, regions, loss_mask=mask)
+
+    def _is_fused(self, ce: Any, dc: Any) -> bool:
+        """Whether one launch is both losses, but for sizes."""
+        if not (is_own(dc, _Dice) and is_own(ce, nn.BCEWithLogitsLoss)):
+            return False
+        if ce.reduction != ("none" if self.use_ignore_label else "mean"):
+            return False
+        plain = ce.weight is None and _are_factors(self) and dc.is_fused()
+        return plain and dc._activation() == "sigmoid"
 
 
 class DeepSupervisionWrapper(nn.Module):
@@ -246,11 +268,12 @@ class DeepSupervisionWrapper(nn.Module):
 
         Raises:
             AssertionError: an argument that is no list.
+            IndexError: more levels than weights.
         """
         for each in args:
             if not isinstance(each, (tuple, list)):
                 raise AssertionError(f"all args must be either tuple or list, got {type(each)}")
-        weights = self.weight_factors or (1.0,) * len(args[0])
-        levels = zip(weights, *args, strict=False)
-        losses = [weight * self.loss(*level) for weight, *level in levels if weight != 0.0]
+        weights = (1.0,) * len(args[0]) if self.weight_factors is None else self.weight_factors
+        levels = enumerate(zip(*args, strict=False))
+        losses = [weights[i] * self.loss(*level) for i, level in levels if weights[i] != 0.0]
         return torch.stack(losses).sum(0)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as collectives
 from torch import Tensor, nn
 
-from fastseg_losses.compat.fused import fused
+from fastseg_losses.compat.fused import fused, number
 
 FLOOR = 1e-8  # least denominator
 
@@ -60,6 +60,8 @@ class _Dice(nn.Module):
             A scalar from -1 to 0.
         """
         activation = self._activation()
+        if activation == "softmax" and x.shape[1] == 1:
+            activation = "identity"  # of one class it is 1, and no launch has it
         if activation == "identity" and self.apply_nonlin is not None:
             x = self.apply_nonlin(x)
         if y.dim() == x.dim() - 1:
@@ -78,8 +80,8 @@ class _Dice(nn.Module):
 
     def term(self, weight: float) -> tuple[Any, ...]:
         """The region term that this loss is."""
-        s = float(self.smooth) / 2
-        return ("dice", weight, 0.5, 0.5, s, 1.0, False, s, FLOOR / 2, 0.0)
+        s = number(self.smooth) / 2
+        return ("dice", number(weight), 0.5, 0.5, s, 1.0, False, s, FLOOR / 2, 0.0)
 
     def shared(self) -> dict[str, Any]:
         """What else the loss asks for."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastseg_losses.compat import single_terms
+from fastseg_losses.compat.fused import focal_of, fused, rounded
 
 __all__ = ["dice_loss", "iou_loss", "sigmoid_focal_loss"]
 
@@ -23,7 +23,7 @@ def dice_loss(
 
     Args:
         inputs: logits, (N, *spatial) or flattened (N, P); with loss_on_multimask (N, M, H, W).
-        targets: the same number of elements a mask, in [0, 1].
+        targets: the same number of elements a mask, in [0, 1]; of dice_loss also one mask for all.
         num_objects: what the sum is divided by, a number or a tensor of one.
         loss_on_multimask: whether each mask keeps its own value.
 
@@ -42,7 +42,10 @@ def dice_loss(
         tensor(0.3200)
     """
     inputs, targets, mode = _masks(inputs, targets, loss_on_multimask)
-    loss = single_terms.dice(inputs, targets, 1.0, mode)
+    if targets.shape != inputs.shape and not loss_on_multimask:
+        targets = targets.expand_as(inputs)
+    region = ("dice", 1.0, 0.5, 0.5, 0.5)
+    loss = rounded(fused((inputs, targets), mode, (), (region,), reduction="none"), inputs, targets)
     return (loss if loss_on_multimask else loss.sum()) / num_objects
 
 
@@ -56,13 +59,14 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     """Focal loss, the mean over each mask's pixels, over the number of objects.
 
-    One launch forward, one backward.
+    One launch forward, one backward. Of masks (N, H, W) it is the mean over H of the sums over W,
+    as there.
 
     Args:
         inputs: see `dice_loss`.
         targets: see `dice_loss`.
         num_objects: see `dice_loss`.
-        alpha: weight in [0, 1] of the positive class, 1 - alpha for the negative; below 0: none.
+        alpha: weight of the positive class, 1 - alpha for the negative; below 0: none.
         gamma: exponent, at least 0.
         loss_on_multimask: see `dice_loss`.
 
@@ -70,7 +74,7 @@ def sigmoid_focal_loss(
         See `dice_loss`.
 
     Raises:
-        ValueError: as `dice_loss`; alpha or gamma outside their range.
+        ValueError: as `dice_loss`; gamma below 0.
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, eq. 5.
 
@@ -80,8 +84,13 @@ def sigmoid_focal_loss(
         >>> sigmoid_focal_loss(x, t, num_objects=2, loss_on_multimask=True).shape
         torch.Size([2, 3])
     """
+    pixels = inputs[0].numel() if inputs.shape[0] else 1
+    # as there: of masks that are not flattened, the mean of each row's sums
+    rows = 1.0 if loss_on_multimask or inputs.dim() < 3 else pixels / inputs.shape[1]
     inputs, targets, mode = _masks(inputs, targets, loss_on_multimask)
-    loss = single_terms.focal(inputs, targets, alpha, gamma, mode, "none")
+    point = focal_of(alpha, gamma)
+    loss = rounded(fused((inputs, targets), mode, (point,), reduction="none"), inputs, targets)
+    loss = loss if rows == 1.0 else loss * rows
     return (loss if loss_on_multimask else loss.sum()) / num_objects
 
 

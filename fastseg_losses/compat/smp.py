@@ -2,14 +2,8 @@
 
 from fastseg_losses.compat.smp_entropies import SoftBCEWithLogitsLoss, SoftCrossEntropyLoss
 from fastseg_losses.compat.smp_focal import FocalLoss
-from fastseg_losses.compat.smp_regions import (
-    BINARY_MODE,
-    MULTICLASS_MODE,
-    MULTILABEL_MODE,
-    DiceLoss,
-    JaccardLoss,
-    TverskyLoss,
-)
+from fastseg_losses.compat.smp_inputs import BINARY_MODE, MULTICLASS_MODE, MULTILABEL_MODE
+from fastseg_losses.compat.smp_regions import DiceLoss, JaccardLoss, TverskyLoss
 from fastseg_losses.compat.smp_sum import SumLoss
 
 __all__ = [

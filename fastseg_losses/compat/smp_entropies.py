@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastseg_losses.compat.fused import computed_in, flat, fused, mean_factor, reduced
+from fastseg_losses.compat.fused import computed_in, flat, fused, mean_factor, number, reduced
+from fastseg_losses.compat.smp_inputs import MULTICLASS_MODE, by_mode
 
 
 class SoftBCEWithLogitsLoss(nn.Module):
@@ -79,7 +80,7 @@ class SoftBCEWithLogitsLoss(nn.Module):
         loss = fused(
             (logits, targets, None, None, pos_weight),
             "multilabel" if by_class else "binary",
-            (("bce", weight, 2.0 * float(self.smooth_factor or 0.0)),),
+            (("bce", weight, 2.0 * number(self.smooth_factor or 0.0)),),
             reduction="sum",
             ignore_index=self.ignore_index,
         )
@@ -147,15 +148,15 @@ class SoftCrossEntropyLoss(nn.Module):
         Returns:
             A scalar, or each pixel's value.
         """
-        if self.dim != 1 or self.reduction not in ("mean", "sum"):
+        if self.dim != 1 or self.reduction not in ("mean", "sum") or y_pred.shape[1] == 1:
             return self._by_pytorch(y_pred, y_true)
         mean = self.reduction == "mean"
-        logits, targets = y_pred.flatten(2), y_true.reshape(y_pred.shape[0], -1)
+        logits, targets = by_mode(MULTICLASS_MODE, y_pred, y_true)
         weight, factor = mean_factor(targets.numel()) if mean else (1.0, 1.0)
         loss = fused(
             (logits, targets),
             "multiclass",
-            (("ce", weight, float(self.smooth_factor or 0.0)),),
+            (("ce", weight, number(self.smooth_factor or 0.0)),),
             reduction="sum",
             ignore_index=self.ignore_index,
         )

@@ -9,8 +9,15 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from fastseg_losses import reference
-from fastseg_losses.compat.fused import Point, computed_in, fused, reduced
-from fastseg_losses.compat.smp_regions import BINARY_MODE, MULTICLASS_MODE, by_mode, check_mode
+from fastseg_losses.compat.fused import Point, computed_in, fused, number, reduced
+from fastseg_losses.compat.smp_inputs import (
+    BINARY_MODE,
+    MULTICLASS_MODE,
+    MULTILABEL_MODE,
+    by_mode,
+    check_mode,
+    to_tensor,
+)
 
 
 class FocalLoss(_Loss):
@@ -36,7 +43,7 @@ class FocalLoss(_Loss):
 
     Raises:
         AssertionError: another mode.
-        ValueError: class weights for binary.
+        ValueError: class weights for binary; at the call, sizes that do not fit.
 
     Source: Lin et al. 2017, eq. 5; Sergievskiy & Ponamarev 2019 (reduced).
 
@@ -71,9 +78,7 @@ class FocalLoss(_Loss):
         self.gamma = gamma
         self.normalized = normalized
         self.reduced_threshold = reduced_threshold
-        self.class_weights = (
-            None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float)
-        )
+        self.class_weights = to_tensor(class_weights, torch.float)
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """Compute the loss.
@@ -91,19 +96,33 @@ class FocalLoss(_Loss):
             y_pred = y_pred.clamp(self.eps, 1 - self.eps)
             one_of_many = self.mode == MULTICLASS_MODE
             y_pred = y_pred.log() if one_of_many else torch.log(y_pred / (1 - y_pred))
-        if self._is_reshaped() or self.reduction not in ("mean", "sum"):
-            return self._by_pytorch(y_pred, y_true)
-        logits, targets = by_mode(self.mode, y_pred, y_true)
         weights = self.class_weights
         if weights is not None:
             weights = weights.to(y_pred.device)
+        broadcast = weights is not None and weights.shape != y_pred.shape[1:2]
+        if broadcast or self._is_reshaped() or self.reduction not in ("mean", "sum"):
+            return self._by_pytorch(y_pred, y_true)
+        if y_true.shape[:1] != y_pred.shape[:1]:
+            if self.mode != BINARY_MODE or y_true.numel() != y_pred.numel():
+                raise ValueError(
+                    f"y_true: expected as many elements as y_pred {tuple(y_pred.shape)}, got "
+                    f"{tuple(y_true.shape)}"
+                )
+            y_pred, y_true = y_pred.reshape(1, -1), y_true.reshape(1, -1)
+        mode, ignored, valid = self.mode, self.ignore_index, None
+        logits, targets = by_mode(mode, y_pred, y_true)
+        activation = "sigmoid" if mode == MULTICLASS_MODE else None
+        if mode == MULTICLASS_MODE and logits.shape[1] == 1:
+            valid = None if ignored is None else targets != ignored
+            mode, ignored, activation = MULTILABEL_MODE, None, None
+            targets = (targets == 0)[:, None]
         loss = fused(
-            (logits, targets, None, weights),
-            self.mode,
+            (logits, targets, valid, weights),
+            mode,
             (self.term(1.0),),
             reduction=str(self.reduction),
-            ignore_index=self.ignore_index,
-            activation="sigmoid" if self.mode == MULTICLASS_MODE else None,
+            ignore_index=ignored,
+            activation=activation,
         )
         if self.reduction == "mean" or self.mode == BINARY_MODE:
             return loss
@@ -111,9 +130,9 @@ class FocalLoss(_Loss):
 
     def term(self, weight: float) -> Point:
         """The pointwise term that this loss is."""
-        gamma = 2.0 if self.gamma is None else float(self.gamma)
-        alpha = None if self.alpha is None else float(self.alpha)
-        return ("focal", weight, 0.0, alpha, gamma, "likelihood")
+        gamma = 2.0 if self.gamma is None else number(self.gamma)
+        alpha = None if self.alpha is None else number(self.alpha)
+        return ("focal", number(weight), 0.0, alpha, gamma, "likelihood")
 
     def is_plain(self) -> bool:
         """Whether the loss is that term's mean over all elements, with sigmoids."""

@@ -3,62 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from fastseg_losses.compat.fused import Region, flat, fused
-
-BINARY_MODE = "binary"
-MULTICLASS_MODE = "multiclass"
-MULTILABEL_MODE = "multilabel"
-
-
-def check_mode(mode: str, class_weights: Any) -> None:
-    """As there.
-
-    Raises:
-        AssertionError: no such mode.
-        ValueError: class weights for one class.
-    """
-    if mode not in (BINARY_MODE, MULTICLASS_MODE, MULTILABEL_MODE):
-        raise AssertionError(f"mode: expected 'binary', 'multiclass' or 'multilabel', got {mode!r}")
-    if class_weights is not None and mode == BINARY_MODE:
-        raise ValueError("class_weights are not supported with mode=binary")
-
-
-def by_mode(mode: str, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
-    """Predictions and targets in the shapes that the mode has here; no copy of what is packed.
-
-    Raises:
-        AssertionError: batches of different sizes.
-        TypeError: multiclass targets that are no class ids.
-    """
-    if y_true.shape[0] != y_pred.shape[0]:
-        raise AssertionError(
-            f"y_true: expected a batch of {y_pred.shape[0]} as y_pred, got {y_true.shape[0]}"
-        )
-    if mode == BINARY_MODE:
-        return flat(y_pred, y_true)
-    y_pred = y_pred.flatten(2)
-    if mode == MULTILABEL_MODE:
-        return y_pred, y_true.reshape(y_pred.shape)
-    if y_true.is_floating_point():
-        y_true = y_true.long()
-    return y_pred, y_true.reshape(y_pred.shape[0], -1)
-
-
-def sums_of(y_true: Tensor, from_logits: bool) -> dict[str, Any]:
-    """How the sums of the region losses are taken, and which classes count.
-
-    min(p, t) is p t where targets are hard, but for probabilities that are exactly 0 or 1. A class
-    without a target loses nothing and counts in the mean.
-    """
-    soft = y_true.is_floating_point() or not from_logits
-    overlap = "minimum" if soft else "product"
-    return {"batch": True, "absent": "zero", "overlap": overlap}
+from fastseg_losses.compat.fused import Region, fused, keeps, number
+from fastseg_losses.compat.smp_inputs import (
+    BINARY_MODE,
+    MULTICLASS_MODE,
+    MULTILABEL_MODE,
+    by_mode,
+    check_mode,
+    only_class,
+    sums_of,
+    to_tensor,
+)
 
 
 class _RegionLoss(_Loss):
@@ -80,15 +40,13 @@ class _RegionLoss(_Loss):
         if classes is not None and mode == BINARY_MODE:
             raise AssertionError("Masking classes is not supported with mode=binary")
         self.mode = mode
-        self.classes = None if classes is None else torch.as_tensor(classes, dtype=torch.long)
+        self.classes = to_tensor(classes, torch.long)
         self.from_logits = from_logits
         self.smooth = smooth
         self.eps = eps
         self.log_loss = log_loss
         self.ignore_index = ignore_index
-        self.class_weights = (
-            None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float)
-        )
+        self.class_weights = to_tensor(class_weights, torch.float)
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """Compute the loss.
@@ -103,17 +61,25 @@ class _RegionLoss(_Loss):
 
         Raises:
             AssertionError: batches of different sizes.
+            IndexError: `classes` that there are not.
+            NotImplementedError: a subclass has a `compute_score`.
         """
-        weights = self._weights(y_pred)
-        if self._is_hooked():
-            return self._hooked(self._each(y_pred, y_true, "none"))
-        return self._each(y_pred, y_true, "mean", weights)
+        weights, broadcast = self.class_weights, False
+        if weights is not None:
+            weights = weights.to(y_pred.device)
+            broadcast = weights.shape != y_pred.shape[1:2]
+        if broadcast or self._is_hooked():
+            return self._aggregate(self._chosen(self._each(y_pred, y_true, "none")))
+        if self.classes is not None:
+            chosen = self._counts(y_pred)
+            weights = chosen if weights is None else chosen * weights
+        return self._power(self._each(y_pred, y_true, "mean", weights))
 
     def term(self, weight: float) -> Region:
         """The region term that this loss is."""
-        smooth, last = float(self.smooth), (float(self.eps), 1.0)
+        smooth, last = number(self.smooth), (number(self.eps), 1.0)
         numbers = (*self._numbers(), smooth, 1.0, bool(self.log_loss), smooth)
-        return ("tversky", weight, *numbers, *last)
+        return ("tversky", number(weight), *numbers, *last)
 
     def is_plain(self) -> bool:
         """Whether the loss is that term's mean over all classes."""
@@ -125,40 +91,57 @@ class _RegionLoss(_Loss):
         raise NotImplementedError
 
     def _is_hooked(self) -> bool:
-        """Whether each class's loss is wanted, for Python to make one number of."""
+        """Whether each class's loss is wanted, for a method of the caller's."""
+        # not hasattr(self), for which nn.Module looks everywhere at every call
+        if hasattr(type(self), "compute_score") or "compute_score" in self.__dict__:
+            raise NotImplementedError(
+                f"{type(self).__name__}.compute_score is not called: the scores are made in the "
+                "kernels; override aggregate_loss, or take the loss from the package itself"
+            )
         return False
-
-    def _hooked(self, losses: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def _each(
         self, y_pred: Tensor, y_true: Tensor, reduction: str, weights: Tensor | None = None
     ) -> Tensor:
         """The loss of each class over the batch, or their mean."""
-        y_pred, y_true = by_mode(self.mode, y_pred, y_true)
+        mode, ignored, valid = self.mode, self.ignore_index, None
+        activation = None if self.from_logits else "identity"
+        y_pred, y_true = by_mode(mode, y_pred, y_true)
+        sums = sums_of(y_true, self.from_logits)
+        if mode == MULTICLASS_MODE and y_pred.shape[1] == 1:
+            p, y_true, valid = only_class(y_pred, y_true, ignored)
+            y_pred = p if self.from_logits else y_pred
+            mode, ignored, activation = MULTILABEL_MODE, None, "identity"
         return fused(
-            (y_pred, y_true, None, weights),
-            self.mode,
+            (y_pred, y_true, valid, weights),
+            mode,
             regions=(self.term(1.0),),
             reduction=reduction,
-            ignore_index=self.ignore_index,
-            activation=None if self.from_logits else "identity",
-            **sums_of(y_true, self.from_logits),
+            ignore_index=ignored,
+            activation=activation,
+            **sums,
         )
 
-    def _weights(self, y_pred: Tensor) -> Tensor | None:
-        """One weight for each of C classes; 0 for those that are not among `classes`."""
-        weights = self.class_weights
-        if weights is not None:
-            weights = weights.to(y_pred.device)
-        if self.classes is None:
-            return weights
-        classes = self.classes.to(y_pred.device)
-        counts = torch.zeros(y_pred.shape[1], device=y_pred.device)
-        chosen = counts.index_add(
-            0, classes % y_pred.shape[1], torch.ones_like(classes, dtype=torch.float)
-        )
-        return chosen if weights is None else chosen * weights
+    def _counts(self, y_pred: Tensor) -> Tensor:
+        """How often each of C classes is among `classes`; outside the GPU, which cannot raise."""
+        classes = torch.as_tensor(self.classes)
+        counts = torch.zeros(y_pred.shape[1], device=classes.device)
+        one = torch.ones((), device=classes.device)
+        return counts.index_put((classes,), one, accumulate=True).to(y_pred.device)
+
+    def _chosen(self, values: Tensor) -> Tensor:
+        return values if self.classes is None else values[self.classes]
+
+    def _aggregate(self, losses: Tensor) -> Tensor:
+        """The mean of the chosen classes' losses, weighted."""
+        if self.class_weights is None:
+            return losses.mean()
+        weights = self._chosen(self.class_weights.to(losses.device))
+        return (losses * weights).sum() / weights.sum()
+
+    def _power(self, mean: Tensor) -> Tensor:
+        """What the loss makes of that mean."""
+        return mean
 
 
 class DiceLoss(_RegionLoss):
@@ -190,25 +173,16 @@ class DiceLoss(_RegionLoss):
 
     def aggregate_loss(self, loss: Tensor) -> Tensor:
         """The mean of the classes' losses, weighted; a subclass may do otherwise."""
-        return self._mean(loss)
+        return self._power(super()._aggregate(loss))
 
-    def _mean(self, loss: Tensor) -> Tensor:
-        if self.class_weights is None:
-            return loss.mean()
-        weights = self.class_weights.to(loss.device)
-        if self.classes is not None:
-            weights = weights[self.classes.to(loss.device)]
-        return (loss * weights).sum() / weights.sum()
+    def _aggregate(self, losses: Tensor) -> Tensor:
+        return self.aggregate_loss(losses)
 
     def _numbers(self) -> tuple[float, float]:
         return 0.5, 0.5
 
     def _is_hooked(self) -> bool:
-        return type(self).aggregate_loss.__module__ != __name__  # a subclass's
-
-    def _hooked(self, losses: Tensor) -> Tensor:
-        chosen = losses if self.classes is None else losses[self.classes.to(losses.device)]
-        return self.aggregate_loss(chosen)
+        return super()._is_hooked() or not keeps(self, DiceLoss, "aggregate_loss")
 
 
 class JaccardLoss(_RegionLoss):
@@ -274,14 +248,8 @@ class TverskyLoss(DiceLoss):
         self.beta = beta
         self.gamma = gamma
 
-    def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """Compute the loss; see `DiceLoss`."""
-        loss = super().forward(y_pred, y_true)
-        return loss if self.gamma == 1.0 or self._is_hooked() else loss**self.gamma
-
-    def aggregate_loss(self, loss: Tensor) -> Tensor:
-        """The power of the mean of the classes' losses; a subclass may do otherwise."""
-        return self._mean(loss) ** self.gamma
-
     def _numbers(self) -> tuple[float, float]:
-        return float(self.alpha), float(self.beta)
+        return number(self.alpha), number(self.beta)
+
+    def _power(self, mean: Tensor) -> Tensor:
+        return mean if self.gamma == 1.0 else mean**self.gamma

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from fastseg_losses.compat.fused import fused
+from fastseg_losses.compat.fused import fused, is_own
 from fastseg_losses.compat.smp_focal import FocalLoss
-from fastseg_losses.compat.smp_regions import MULTICLASS_MODE, _RegionLoss, by_mode, sums_of
+from fastseg_losses.compat.smp_inputs import MULTICLASS_MODE, by_mode, sums_of
+from fastseg_losses.compat.smp_regions import _RegionLoss
 
 MOST_REGIONS = 3  # that one launch takes, beside one focal loss
 
@@ -20,9 +22,9 @@ class SumLoss(_Loss):
 
     `dice(x, y) + focal(x, y)` reads the tensors twice and adds two gradients of the logits' size;
     this is the same number. Fused: Dice, Jaccard and Tversky losses (three at most) and a
-    focal loss, of one mode and one ignore_index, from logits, without class weights. With a
-    multiclass focal loss, whose activation is another, and in every other case each loss has
-    launches of its own.
+    focal loss, of one mode and one ignore_index, from logits, without class weights, not
+    subclassed. With a multiclass focal loss, whose activation is another, and in every other case
+    each loss has launches of its own.
 
     Args:
         *losses: losses of this module, called with the same tensors.
@@ -57,15 +59,14 @@ class SumLoss(_Loss):
             y_pred: what the losses take.
             y_true: see there.
         """
-        pairs = list(zip(self.losses, self.weights, strict=True))
-        if not self._is_fused():
+        losses: list[Any] = list(self.losses)
+        pairs = list(zip(losses, self.weights, strict=True))
+        if not self._is_fused(losses, y_pred.shape):
             return torch.stack([w * loss(y_pred, y_true) for loss, w in pairs]).sum(0)
         regions = tuple(loss.term(w) for loss, w in pairs if isinstance(loss, _RegionLoss))
         points = tuple(loss.term(w) for loss, w in pairs if isinstance(loss, FocalLoss))
-        first = self.losses[0]
-        mode: str = first.mode  # type: ignore[assignment]
+        mode, ignored = losses[0].mode, losses[0].ignore_index
         alone = mode == MULTICLASS_MODE and not regions
-        ignored: int | None = first.ignore_index  # type: ignore[assignment]
         inputs = by_mode(mode, y_pred, y_true)
         return fused(
             inputs,
@@ -77,11 +78,15 @@ class SumLoss(_Loss):
             **(sums_of(inputs[1], from_logits=True) if regions else {}),
         )
 
-    def _is_fused(self) -> bool:
-        focal = [loss for loss in self.losses if isinstance(loss, FocalLoss)]
-        regions = [loss for loss in self.losses if isinstance(loss, _RegionLoss)]
+    def _is_fused(self, losses: list[Any], shape: torch.Size) -> bool:
+        focal = [loss for loss in losses if is_own(loss, FocalLoss)]
+        regions = [loss for loss in losses if is_own(loss, _RegionLoss)]
         known = focal + regions
-        if len(known) < len(self.losses) or len(focal) > 1 or len(regions) > MOST_REGIONS:
+        if any(isinstance(weight, Tensor) for weight in self.weights):
+            return False  # it may want a gradient
+        if len(known) < len(losses) or len(focal) > 1 or len(regions) > MOST_REGIONS:
+            return False
+        if known[0].mode == MULTICLASS_MODE and shape[1] == 1:
             return False
         alike = len({(loss.mode, loss.ignore_index) for loss in known}) == 1
         activations = focal and regions and known[0].mode == MULTICLASS_MODE

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastseg_losses import reference
-from fastseg_losses.compat import single_terms
-from fastseg_losses.spec import focal_term
+from fastseg_losses.compat.fused import computed_in, focal_of, fused, rounded
+from fastseg_losses.spec import PointTerm
 
 __all__ = ["sigmoid_focal_loss"]
 
@@ -26,7 +26,7 @@ def sigmoid_focal_loss(
     Args:
         inputs: logits of any shape, float32, float16, bfloat16 or float64.
         targets: the same shape, floating in [0, 1] (or integer, bool: not in torchvision).
-        alpha: weight in [0, 1] of the positive class, 1 - alpha for the negative; below 0: none.
+        alpha: weight of the positive class, 1 - alpha for the negative; below 0: none.
         gamma: exponent, at least 0.
         reduction: "none", "mean" over all elements, or "sum".
 
@@ -34,7 +34,7 @@ def sigmoid_focal_loss(
         A scalar, or with "none" a tensor of the inputs' shape.
 
     Raises:
-        ValueError: another reduction; alpha or gamma outside their range.
+        ValueError: another reduction; another shape of the targets; gamma below 0.
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, eq. 5.
 
@@ -47,17 +47,17 @@ def sigmoid_focal_loss(
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")
-    if reduction == "none" or inputs.numel() == 0:
-        dtype = single_terms.dtype_of(inputs, targets)
-        term = focal_term(1.0, alpha if alpha >= 0 else None, gamma)  # checks both
-        each = reference.point_value(term, inputs.to(dtype), targets.to(dtype), None)
-        if reduction == "none":
-            return each
-        return each.mean() if reduction == "mean" else each.sum()
-    size = inputs.numel()
+    if inputs.shape != targets.shape:
+        raise ValueError(
+            f"targets: expected the inputs' shape {tuple(inputs.shape)}, got {tuple(targets.shape)}"
+        )
+    term = focal_of(alpha, gamma)
+    if reduction == "none":
+        kind = computed_in(inputs)
+        each = reference.point_value(PointTerm(*term), inputs.to(kind), targets.to(kind), None)
+        return rounded(each, inputs, targets)
+    # with dimensions for classes kept, strides of any order are read where they are
     mode = "multilabel" if inputs.dim() > 2 else "binary"
     if inputs.dim() < 2:
         inputs, targets = inputs.reshape(1, -1), targets.reshape(1, -1)
-    # all (sample, class) are of one size: the mean of their means is that of all elements
-    loss = single_terms.focal(inputs, targets, alpha, gamma, mode, "mean")
-    return loss if reduction == "mean" else loss * size
+    return rounded(fused((inputs, targets), mode, (term,), reduction=reduction), inputs, targets)

@@ -3,14 +3,15 @@
 import inspect
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseg_losses import ops
-from fastseg_losses.compat import sam2, single_terms, torchvision
+from fastseg_losses import compat
+from fastseg_losses.compat import sam2, torchvision
 
 # ---- the peers' formulas, from their papers, as they compute them: probabilities, then the power
 
@@ -51,17 +52,25 @@ def check(ours, theirs, x, tolerance):
 
 
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
-alphas = st.sampled_from([-1.0, 0.0, 0.25, 0.7, 1.0])
+alphas = st.sampled_from([-1.0, 0.0, 0.25, 0.7, 1.0, 2.0])
 gammas = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.7])
 dtypes = st.sampled_from([(torch.float64, 1e-9), (torch.float32, 2e-5)])
+reductions = st.sampled_from(["none", "mean", "sum"])
+seeds = st.integers(0, 9999)
+
+
+def drawn_masks(shape, soft, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, t = torch.randn(shape, generator=generator) * 3, torch.rand(shape, generator=generator)
+    return x, t if soft else t.round()
 
 
 @settings(max_examples=150, deadline=None)
-@given(shapes, alphas, gammas, dtypes, st.sampled_from(["none", "mean", "sum"]), st.booleans())
-def test_torchvision_focal(shape, alpha, gamma, dtype, reduction, soft):
+@given(shapes, alphas, gammas, dtypes, reductions, st.booleans(), seeds)
+def test_torchvision_focal(shape, alpha, gamma, dtype, reduction, soft, seed):
     dtype, tolerance = dtype
-    x = (torch.randn(shape) * 3).to(dtype)
-    t = torch.rand(shape) if soft else torch.rand(shape).round()
+    x, t = drawn_masks(shape, soft, seed)
+    x = x.to(dtype)
     reduce = {"none": lambda v: v, "mean": torch.mean, "sum": torch.sum}[reduction]
     check(
         lambda x: torchvision.sigmoid_focal_loss(x, t.to(x), alpha, gamma, reduction),
@@ -72,11 +81,13 @@ def test_torchvision_focal(shape, alpha, gamma, dtype, reduction, soft):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.tuples(*[st.integers(1, 6)] * 4), alphas, gammas, dtypes, st.booleans(), st.booleans())
-def test_sam2(shape, alpha, gamma, dtype, multimask, soft):
+@given(
+    *(st.tuples(*[st.integers(1, 6)] * 4), alphas, gammas, dtypes, st.booleans(), st.booleans()),
+    seeds,
+)
+def test_sam2(shape, alpha, gamma, dtype, multimask, soft, seed):
     dtype, tolerance = dtype
-    x = (torch.randn(shape) * 3).to(dtype)
-    t = (torch.rand(shape) if soft else torch.rand(shape).round()).to(dtype)
+    x, t = (each.to(dtype) for each in drawn_masks(shape, soft, seed))
     if not multimask:
         x, t = x.flatten(1), t.flatten(1)
 
@@ -116,11 +127,13 @@ def test_sam2_iou(multimask, l1):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_the_kernels(dtype, device, monkeypatch):
+def test_on_the_kernels(dtype, device):
     """The same calls through the kernels, masks of every object shared as SAM 2 does it."""
-    monkeypatch.setattr(
-        single_terms, "segmentation_loss", partial(ops.segmentation_loss, backend="triton")
-    )
+    with compat.backend("triton"):
+        check_on_the_kernels(dtype, device)
+
+
+def check_on_the_kernels(dtype, device):
     x = (torch.randn(2, 3, 6, 7, device=device) * 3).to(dtype)
     t = torch.rand(2, 1, 6, 7, device=device).round().to(dtype).expand_as(x)
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 1e-2}[dtype]
@@ -190,8 +203,40 @@ def test_bad_arguments():
         torchvision.sigmoid_focal_loss(x, x.sigmoid(), reduction="max")
     with pytest.raises(ValueError, match=r"inputs: expected \(N, M, H, W\), got \(2, 6\)"):
         sam2.dice_loss(x, x.sigmoid(), 1, loss_on_multimask=True)
-    with pytest.raises(ValueError, match="alpha"):
-        sam2.sigmoid_focal_loss(x, x.sigmoid(), 1, alpha=1.5)
+    with pytest.raises(ValueError, match="gamma: expected a number of at least 0, got -1.0"):
+        sam2.sigmoid_focal_loss(x, x.sigmoid(), 1, gamma=-1)
     for reduction in ("none", "mean"):
-        with pytest.raises(ValueError, match="alpha"):
-            torchvision.sigmoid_focal_loss(x, x.sigmoid(), alpha=1.5, reduction=reduction)
+        with pytest.raises(ValueError, match="gamma"):
+            torchvision.sigmoid_focal_loss(x, x.sigmoid(), gamma=-1, reduction=reduction)
+        with pytest.raises(ValueError, match=r"targets: expected the inputs' shape \(2, 6\)"):
+            torchvision.sigmoid_focal_loss(x, x[:, :1].sigmoid(), reduction=reduction)
+    with pytest.raises(TypeError, match="requires grad"):
+        sam2.sigmoid_focal_loss(x, x.sigmoid(), 1, gamma=torch.tensor(2.0, requires_grad=True))
+
+
+def test_masks_that_are_not_flattened():
+    """SAM 2's focal loss is a mean over dimension 1, whatever comes after."""
+    x, t = torch.randn(3, 4, 5), torch.rand(3, 4, 5).round()
+    check(
+        lambda x: sam2.sigmoid_focal_loss(x, t.to(x), 3),
+        lambda x: focal_of_each(x, t.to(x), 0.25, 2).mean(1).sum() / 3,
+        x,
+        2e-5,
+    )
+
+
+def test_one_mask_for_all():
+    x, t = torch.randn(3, 20), torch.rand(1, 20).round()
+    ours, theirs = (
+        partial(sam2.dice_loss, targets=t, num_objects=2),
+        lambda x: dice_of_each(x, t.to(x)).sum() / 2,
+    )
+    check(ours, theirs, x, 2e-5)
+
+
+def test_numbers_that_are_not_pythons():
+    x, t = torch.randn(2, 6), torch.rand(2, 6).round()
+    plain = torchvision.sigmoid_focal_loss(x, t, 0.5, 2.0, "mean")
+    for kind in (np.float32, torch.tensor):
+        same = torchvision.sigmoid_focal_loss(x, t, kind(0.5), kind(2.0), "mean")
+        assert torch.equal(same, plain)

@@ -3,15 +3,15 @@
 import copy
 import pickle
 import warnings
-from functools import partial
 
+import numpy as np
 import peers
 import pytest
 import torch
 from hypothesis import strategies as st
-from peers import DTYPES, check, signature
+from peers import DTYPES, HALF, check, laid_out, signature, value_and_gradient
 
-from fastseg_losses import ops
+from fastseg_losses import compat, ops
 from fastseg_losses.compat import fused, monai
 
 NAMES = [n for n in monai.__all__ if n.endswith("Loss")]
@@ -37,7 +37,7 @@ class Drawn:
         self.C = draw(st.integers(1, 4) if device == "cpu" else st.sampled_from([1, 3]))
         N, space = (
             draw(st.integers(1, 3)),
-            draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)),
+            draw(st.lists(st.integers(1, 5), min_size=0, max_size=3)),
         )
         self.dtype = draw(st.sampled_from(DTYPES[device]))
         g = self.generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
@@ -52,7 +52,7 @@ class Drawn:
             self.x = self.x.sigmoid()
         if act == "other":
             self.flags["other_act"] = squashed
-            if self.dtype == torch.bfloat16:  # in which PyTorch would compute it
+            if self.dtype in HALF:  # in which PyTorch would compute it
                 self.dtype, self.x = torch.float32, self.x.float()
         elif act != "none":
             self.flags[act] = True
@@ -64,7 +64,7 @@ class Drawn:
         else:
             kind = draw(st.sampled_from([torch.long, torch.uint8, self.dtype]))
             self.y = torch.rand(self.x.shape, generator=g).round().to(kind)
-        self.soft_tp = not self.labels and self.y.is_floating_point()
+        self.x, self.y = laid_out(draw, self.x), laid_out(draw, self.y)
 
     @property
     def kept(self):
@@ -73,7 +73,12 @@ class Drawn:
 
     def rough(self, tolerance):
         """A tolerance above the dtype's own."""
-        return tolerance if self.dtype != torch.bfloat16 else None
+        return tolerance if self.dtype not in HALF else None
+
+    def reduction(self, *names):
+        """By name, or as MONAI's enumeration has it."""
+        name = self.pick(*names)
+        return name if self.pick(True, False) else peers.monai_utils().LossReduction(name)
 
     def pick(self, *values):
         return self.draw(st.sampled_from(values))
@@ -93,14 +98,17 @@ class Drawn:
         if self.C > 1 and not self.labels:
             self.y = self.one_hot()
             return self.pick(0, 1, 255, -1)
-        index = self.pick(*([0, 1, 255] if self.labels else [255]))
+        index = self.pick(0, 1, 255, -1)
+        if index == -1 and self.y.dtype == torch.uint8:
+            self.y = self.y.long()  # there -1 is 255 among bytes
         hidden = torch.rand(self.y.shape, generator=self.generator) < 0.3
         self.y = torch.where(hidden, index, self.y).to(self.y.dtype)
         return index
 
     def weight(self, number=True):
         every = st.lists(st.sampled_from(WEIGHTS), min_size=self.kept, max_size=self.kept)
-        return self.draw(st.none() | every | (st.sampled_from([0.5, 2.0]) if number else st.none()))
+        weight = self.draw(st.none() | every | st.sampled_from([0.5, 2.0] if number else [None]))
+        return weight if weight is None or self.pick(True, False) else torch.tensor(weight)
 
     def soft_label(self):
         """Whether soft_label; the peer takes floats for it, and |p| where a p is negative."""
@@ -124,7 +132,7 @@ class Drawn:
         return {"smooth_nr": self.pick(1e-5, 0.5, 0.0), "smooth_dr": self.pick(1e-5, 1.0)}
 
 
-def compare(name, arguments, drawn, *rest, tolerance=None):
+def compare(name, arguments, drawn, *rest, tolerance=None, kind=None):
     theirs = getattr(peers.monai(), name)(**arguments)
     if drawn.labels and drawn.dtype == torch.float64:
         tolerance = tolerance or 1e-6  # the peer's one-hot targets are float32
@@ -132,7 +140,7 @@ def compare(name, arguments, drawn, *rest, tolerance=None):
         warnings.simplefilter("ignore")
         ours = getattr(monai, name)(**arguments).to(drawn.device)
         tensors = (each.to(drawn.device) for each in (drawn.x, drawn.y, *rest))
-        check(ours, theirs.to(drawn.device), *tensors, tolerance=tolerance)
+        check(ours, theirs.to(drawn.device), *tensors, tolerance=tolerance, kind=kind)
 
 
 def dice(draw, device):
@@ -141,7 +149,7 @@ def dice(draw, device):
         **d.smooth(),
         "squared_pred": d.squared(),
         "jaccard": d.pick(True, False),
-        "reduction": d.pick("mean", "sum", "none"),
+        "reduction": d.reduction("mean", "sum", "none"),
         "batch": d.pick(True, False),
         "soft_label": d.soft_label(),
         "weight": d.weight(),
@@ -156,7 +164,9 @@ def masked_dice(draw, device):
     arguments = {
         **d.smooth(),
         "squared_pred": d.squared(),
-        "reduction": d.pick("mean", "sum", "none"),
+        "jaccard": d.pick(True, False),
+        "soft_label": d.soft_label(),
+        "reduction": d.reduction("mean", "sum", "none"),
         "batch": d.pick(True, False),
         "weight": d.weight(),
     }
@@ -172,7 +182,7 @@ def tversky(draw, device):
         **d.smooth(),
         "alpha": d.pick(0.0, 0.3, 1.0),
         "beta": d.pick(0.2, 0.7),
-        "reduction": d.pick("mean", "sum", "none"),
+        "reduction": d.reduction("mean", "sum", "none"),
         "batch": d.pick(True, False),
         "soft_label": d.soft_label(),
         "ignore_index": d.ignore(),
@@ -187,8 +197,8 @@ def generalized_dice(draw, device):
         "smooth_nr": d.pick(1e-5, 0.5),
         "smooth_dr": d.pick(1e-5, 1.0),
         "w_type": d.pick("square", "simple", "uniform"),
-        "reduction": d.pick("mean", "sum", "none"),
-        "batch": d.pick(True, False),
+        "reduction": d.reduction("mean", "sum", "none"),
+        "batch": d.x.dim() == 2 or d.pick(True, False),  # an IndexError there
         "soft_label": d.soft_label(),
     }
     arguments |= d.flags  # what is drawn may change them
@@ -200,18 +210,22 @@ def focal(draw, device):
     d.x = (torch.randn(d.x.shape, generator=d.generator) * 3).to(d.dtype)
     softmax = d.pick(True, False)
     kept = d.kept
-    alphas = [None, 0.25, 1.0] + ([[0.25 + 0.125 * c for c in range(kept)]] if kept > 1 else [])
-    weight = d.weight() if d.C > 1 and kept > 1 else None
+    alphas = [None, 0.25, 1.0, torch.tensor(0.25)]
+    alphas += [[0.25 + 0.125 * c for c in range(kept)]] if kept > 1 else []
+    weight = d.weight() if kept > 1 else d.pick(None, 2.0)
     arguments = {
         "gamma": d.pick(0.0, 1.0, 1.5, 2.0, 5.0),
         "alpha": d.pick(*alphas),
         "weight": weight,
-        "reduction": d.pick("mean", "sum", "none"),
+        "reduction": d.reduction("mean", "sum", "none"),
         "use_softmax": softmax,
         "ignore_index": d.ignore(),
     }
     arguments |= d.flags  # what is drawn may change them
-    compare("FocalLoss", arguments, d, tolerance=d.rough(1e-4))  # float32 inside, whatever comes
+    # there a mask made of a one-hot target has the target's dtype
+    kind = torch.float32 if arguments["ignore_index"] is not None else None
+    tolerance = d.rough(1e-4)  # float32 inside, whatever comes
+    compare("FocalLoss", arguments, d, tolerance=tolerance, kind=kind)
 
 
 def dice_ce(draw, device):
@@ -223,6 +237,7 @@ def dice_ce(draw, device):
     arguments = {
         **d.smooth(),
         "squared_pred": d.squared(),
+        "jaccard": d.pick(True, False),
         "reduction": d.pick("mean", "sum"),
         "batch": d.pick(True, False),
         "weight": None if weight is None else torch.tensor(weight, dtype=torch.float64),
@@ -236,12 +251,13 @@ def dice_ce(draw, device):
 
 def dice_focal(draw, device):
     d = Drawn(draw, device)
-    weight = d.weight() if d.kept > 1 else None
+    weight = d.weight() if d.kept > 1 else d.pick(None, 2.0)
     arguments = {
         **d.smooth(),
         "squared_pred": d.squared(),
-        "reduction": d.pick("mean", "sum", "none"),
-        "batch": False,
+        "jaccard": d.pick(True, False),
+        "reduction": d.reduction("mean", "sum", "none"),
+        "batch": d.pick(True, False),
         "gamma": d.pick(1.0, 2.0),
         "weight": weight,
         "lambda_dice": d.pick(0.5, 1.0),
@@ -300,10 +316,7 @@ FUSED = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("name", "arguments", "kind"), FUSED)
-def test_on_the_kernels(name, arguments, kind, dtype, device, monkeypatch):
-    monkeypatch.setattr(
-        fused, "segmentation_loss", partial(ops.segmentation_loss, backend="triton")
-    )
+def test_on_the_kernels(name, arguments, kind, dtype, device):
     x = torch.randn(2, 4, 6, 7, device=device) * 3
     activated = "Focal" in name or arguments.keys() & {"sigmoid", "softmax"}
     x = (x if activated else x.sigmoid()).to(dtype)
@@ -315,7 +328,8 @@ def test_on_the_kernels(name, arguments, kind, dtype, device, monkeypatch):
     ours, theirs = (getattr(m, name)(**arguments).to(device) for m in (monai, peers.monai()))
     theirs = theirs.double() if name == "DiceCELoss" else theirs
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
-    check(ours, theirs, x, y, tolerance=tolerance)
+    with compat.backend("triton"):
+        check(ours, theirs, x, y, tolerance=tolerance)
 
 
 def test_errors_as_there():
@@ -347,12 +361,210 @@ def test_errors_as_there():
             m.DiceLoss(softmax=True)(x[:, :1], y)
 
 
-def test_attributes_and_copies():
-    ours, theirs = (m.DiceLoss(sigmoid=True, weight=[1.0, 2.0]) for m in (monai, peers.monai()))
-    for name in ("include_background", "sigmoid", "smooth_nr", "batch", "reduction", "jaccard"):
-        assert getattr(ours, name) == getattr(theirs, name)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    ours.load_state_dict(theirs.state_dict())
+WEIGHTED = [
+    ("DiceLoss", {"sigmoid": True, "weight": [1.0, 2.0]}),
+    ("MaskedDiceLoss", {"weight": [1.0, 2.0]}),
+    ("TverskyLoss", {"softmax": True}),
+    ("GeneralizedDiceLoss", {"sigmoid": True}),
+    ("FocalLoss", {"weight": [1.0, 2.0]}),
+    ("DiceFocalLoss", {"sigmoid": True, "weight": [1.0, 2.0]}),
+    ("DiceCELoss", {"softmax": True, "weight": torch.tensor([1.0, 2.0])}),
+    ("DiceCELoss", {"sigmoid": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), WEIGHTED)
+def test_attributes_and_copies(name, arguments):
+    ours, theirs = (getattr(m, name)(**arguments) for m in (monai, peers.monai()))
+    public = {k: v for k, v in vars(theirs).items() if not k.startswith("_")}
+    for key, value in public.items():
+        assert str(getattr(ours, key)) == str(value), key
+    modules = {"spatial_weighted"}  # see docs/compat.md
+    assert dict(ours.named_children()).keys() == dict(theirs.named_children()).keys() - modules
+    expected = theirs.state_dict()
+    assert list(ours.state_dict()) == list(expected)
+    changed = {key: value + 1 for key, value in expected.items()}
+    for loss in (ours, theirs):
+        loss.load_state_dict(changed)
     x, y = torch.randn(2, 2, 4, 4), torch.rand(2, 2, 4, 4).round()
-    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        assert torch.equal(other(x, y), ours(x, y))
+    rest = (torch.ones(2, 1, 4, 4),) if name == "MaskedDiceLoss" else ()
+    torch.testing.assert_close(ours(x, y, *rest), theirs(x, y, *rest))
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), ours.float()):
+        assert torch.equal(other(x, y, *rest), ours(x, y, *rest))
+
+
+class Twice:
+    """A subclass of a loss of either package."""
+
+    @staticmethod
+    def of(cls):
+        def forward(self, input, target):
+            return 2 * cls.forward(self, input, target)
+
+        return type("Twice", (cls,), {"forward": forward})
+
+
+def changed_losses(m):
+    """What callers do with a loss that they made."""
+    focal = m.DiceFocalLoss(sigmoid=True)
+    focal.to_onehot_y = True
+    yield focal
+    focal = m.DiceFocalLoss(sigmoid=True, to_onehot_y=True)
+    focal.dice = m.TverskyLoss(sigmoid=True)
+    yield focal
+    focal = m.DiceFocalLoss(softmax=True, to_onehot_y=True, weight=[1.0, 2.0, 3.0])
+    focal.focal = Twice.of(m.FocalLoss)(weight=[1.0, 2.0, 3.0])
+    yield focal
+    focal = m.DiceFocalLoss(sigmoid=True, to_onehot_y=True, weight=[1.0, 2.0, 3.0])
+    focal.dice.class_weight = torch.tensor([3.0, 1.0, 1.0])
+    yield focal
+    yield m.DiceFocalLoss(sigmoid=True, to_onehot_y=True, lambda_dice=torch.tensor(0.5))
+    labels = {"softmax": True, "to_onehot_y": True}
+    both = m.DiceCELoss(**labels)
+    both.dice = Twice.of(m.DiceLoss)(**labels)
+    yield both
+    both = m.DiceCELoss(**labels)
+    both.cross_entropy = torch.nn.CrossEntropyLoss(label_smoothing=0.5)
+    yield both
+    both = m.DiceCELoss(**labels)
+    both.cross_entropy.reduction = "sum"
+    yield both
+    both = m.DiceCELoss(**labels)
+    both.ce = lambda input, target: input.mean()
+    yield both
+    both = m.DiceCELoss(**labels)
+    both.dice.register_forward_hook(lambda module, inputs, result: result + 1)
+    yield both
+    both = m.DiceCELoss(**labels, weight=torch.tensor([1.0, 2.0, 3.0]).double())
+    both.cross_entropy.weight = torch.tensor([3.0, 1.0, 1.0]).double()
+    yield both
+    yield m.DiceCELoss(**labels, lambda_ce=np.float32(0.5), batch=np.bool_(True))
+    yield m.DiceLoss(**labels, ignore_index=np.int64(1))
+    yield m.FocalLoss(to_onehot_y=True, gamma=np.float32(2.0), ignore_index=torch.tensor(1))
+
+
+def test_changed_losses():
+    x, y = torch.randn(2, 3, 5, 5), torch.randint(0, 3, (2, 1, 5, 5))
+    for ours, theirs in zip(changed_losses(monai), changed_losses(peers.monai()), strict=True):
+        check(ours, theirs, x, y, tolerance=1e-4)
+
+
+def test_what_goes_together_takes_one_call(monkeypatch):
+    calls = []
+
+    def counted(*inputs, **rest):
+        calls.append(inputs)
+        return ops.segmentation_loss(*inputs, **rest)
+
+    monkeypatch.setattr(fused, "segmentation_loss", counted)
+    x, y = torch.randn(2, 3, 5, 5), torch.randint(0, 3, (2, 1, 5, 5))
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    labels = {"to_onehot_y": True}
+    monai.DiceCELoss(softmax=True, weight=weight, **labels).double().float()(x, y)
+    monai.DiceFocalLoss(sigmoid=True, weight=weight, **labels)(x, y)
+    monai.DiceCELoss(sigmoid=True)(x[:, :1], (y[:, :1] > 0).float())
+    assert len(calls) == 3
+
+
+LOSSES = [
+    ("DiceLoss", {"sigmoid": True}),
+    ("DiceLoss", {"softmax": True, "soft_label": True}),
+    ("TverskyLoss", {"sigmoid": True, "alpha": 0.3}),
+    ("FocalLoss", {}),
+    ("FocalLoss", {"use_softmax": True, "alpha": 0.3}),
+    ("DiceCELoss", {"softmax": True}),
+    ("DiceFocalLoss", {"sigmoid": True}),
+    ("GeneralizedDiceLoss", {"sigmoid": True, "w_type": "uniform"}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), LOSSES)
+def test_targets_that_require_grad(name, arguments):
+    x, hot = torch.randn(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    if "soft_label" not in arguments:  # there a norm of T, with no slope where a target is 0
+        hot[0] = torch.nn.functional.one_hot(torch.randint(0, 3, (4, 4)), 3).movedim(-1, 0)
+    results = []
+    for m in (monai, peers.monai()):
+        criterion = getattr(m, name)(**arguments)
+        results.append(value_and_gradient(lambda t, loss=criterion: loss(x, t), hot))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(("name", "arguments"), LOSSES)
+def test_second_derivatives(name, arguments):
+    x, hot = torch.randn(1, 2, 2, 2), torch.rand(1, 2, 2, 2)
+    with compat.backend("torch"):
+        ours = torch.func.hessian(getattr(monai, name)(**arguments))(x, hot)
+    v = torch.randn_like(x)
+    if name == "GeneralizedDiceLoss":  # which changes its tensors in place
+        return
+    theirs = torch.autograd.functional.hvp(
+        lambda x: getattr(peers.monai(), name)(**arguments)(x, hot), x, v
+    )[1]
+    product = (ours.reshape(8, 8) @ v.reshape(8)).reshape(x.shape)
+    torch.testing.assert_close(product, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_meta_tensors(device):
+    MetaTensor = pytest.importorskip("monai.data").MetaTensor
+    x = torch.randn(2, 3, 4, 4, device=device)
+    hot = torch.rand(2, 3, 4, 4, device=device).round()
+    for name, arguments in LOSSES:
+        criterion = getattr(monai, name)(**arguments)
+        with compat.backend("triton"):
+            plain = value_and_gradient(criterion, x, hot)
+            for a, b in ((MetaTensor(x), hot), (x, MetaTensor(hot)), (MetaTensor(x),) * 2):
+                if b is a:
+                    b = MetaTensor(hot)
+                value, gradient = value_and_gradient(criterion, a, b)
+                assert torch.equal(value, plain[0]), name
+                assert torch.equal(gradient.as_subclass(torch.Tensor), plain[1]), name
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(("name", "arguments"), LOSSES)
+def test_empty_batches(name, arguments, reduction):
+    x = torch.randn(0, 3, 4, 4)
+    losses = [getattr(m, name)(**arguments, reduction=reduction) for m in (monai, peers.monai())]
+    ours, theirs = (value_and_gradient(loss, x, torch.rand(x.shape)) for loss in losses)
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+def warned(criterion, *tensors):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        criterion(*tensors)
+    return {str(w.message) for w in caught}
+
+
+def test_warnings():
+    x, y = torch.randn(2, 1, 4, 4), torch.rand(2, 1, 4, 4).round()
+    flags = {"to_onehot_y": True, "include_background": False}
+    cases = [
+        ("DiceLoss", {**flags, "softmax": True}),
+        ("TverskyLoss", {**flags, "softmax": True}),
+        ("GeneralizedDiceLoss", {**flags, "softmax": True}),
+        ("MaskedDiceLoss", {**flags, "softmax": True}),
+        ("DiceFocalLoss", {**flags, "sigmoid": True}),
+        ("DiceCELoss", {**flags, "softmax": True}),
+        ("FocalLoss", {**flags, "use_softmax": True, "alpha": 0.25}),
+        ("FocalLoss", {**flags, "use_softmax": True, "alpha": torch.tensor(0.25)}),
+        ("FocalLoss", flags),
+        ("DiceLoss", {"sigmoid": True}),
+    ]
+    for name, arguments in cases:
+        ours, theirs = (warned(getattr(m, name)(**arguments), x, y) for m in (monai, peers.monai()))
+        assert ours == theirs, name
+
+
+def test_what_is_not_called():
+    class Own(monai.GeneralizedDiceLoss):
+        def w_func(self, grnd):
+            return grnd
+
+    x = torch.rand(2, 3, 4, 4)
+    with pytest.raises(NotImplementedError, match=r"Own\.w_func is not called"):
+        Own()(x, x)
+    for m in (monai, peers.monai()):
+        with pytest.raises(IndexError):
+            m.GeneralizedDiceLoss()(x[..., 0, 0], x[..., 0, 0])

@@ -10,10 +10,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from peers import DTYPES, check
+from peers import DTYPES, HALF, check, laid_out
 
-from fastseg_losses import ops
-from fastseg_losses.compat import fused, nnunet
+from fastseg_losses import compat
+from fastseg_losses.compat import nnunet
 
 # ---- the peer's formulas: one-hot masks, activated predictions, sums over axes
 
@@ -46,14 +46,16 @@ def dc_and_ce(x, y, dice, ce, weight_ce, weight_dice, ignore):
     loss = weight_dice * soft_dice(x, labels, mask, lambda v: torch.softmax(v, 1), **dice)
     if ignore is not None and not mask.any():
         return loss
-    index = -100 if ignore is None else ignore
-    return loss + weight_ce * F.cross_entropy(x, y[:, 0].long(), ignore_index=index, **ce)
+    ce = ce if ignore is None else {**ce, "ignore_index": ignore}
+    return loss + weight_ce * F.cross_entropy(x, y[:, 0].long(), **ce)
 
 
-def dc_and_bce(x, y, dice, weight_ce, weight_dice, ignore, pos_weight):
+def dc_and_bce(x, y, dice, weight_ce, weight_dice, ignore, reduction="mean", **weights):
     y, mask = (y[:, :-1], 1 - y[:, -1:]) if ignore else (y, None)
-    each = F.binary_cross_entropy_with_logits(x, y.to(x), pos_weight=pos_weight, reduction="none")
-    bce = each.mean() if mask is None else (each * mask).sum() / mask.sum().clip(min=1e-8)
+    each = F.binary_cross_entropy_with_logits(x, y.to(x), reduction="none", **weights)
+    bce = each.sum() if reduction == "sum" else each.mean()
+    if mask is not None:
+        bce = (each * mask).sum() / mask.sum().clip(min=1e-8)
     return weight_ce * bce + weight_dice * soft_dice(x, y, mask, torch.sigmoid, **dice)
 
 
@@ -109,18 +111,21 @@ def soft_dice_case(draw, device):
     nonlin = draw(st.sampled_from(choices))
     if x.shape[1] == 1:
         kwargs["do_bg"] = True
-        nonlin = torch.sigmoid
     labels = draw(st.booleans()) and x.shape[1] > 1
     if labels:
         y = torch.randint(0, x.shape[1], (x.shape[0], 1, *x.shape[2:]), generator=generator)
         y = y.to(draw(st.sampled_from([torch.long, torch.float32, torch.uint8])))
+        y = y[:, 0] if draw(st.booleans()) else laid_out(draw, y)
     else:
         y = torch.rand(x.shape, generator=generator).round().to(torch.uint8)
     mask = None
     if draw(st.booleans()):
         mask = torch.rand((x.shape[0], 1, *x.shape[2:]), generator=generator) < 0.5
+        mask = mask.float() if draw(st.booleans()) else mask
     if nonlin is None:
         x = x.sigmoid()
+    if nonlin is squashed and x.dtype in HALF:  # in which PyTorch would compute it
+        x = x.float()
     efficient = nnunet.MemoryEfficientSoftDiceLoss(nonlin, **kwargs)
     theirs = partial(soft_dice, nonlin=nonlin, **kwargs)
     tensors = [None if each is None else each.to(device) for each in (x, y, mask)]
@@ -135,15 +140,23 @@ def dc_and_ce_case(draw, device):
         x = torch.cat([x, -x], 1)
     dice = dice_kwargs(draw)
     weights = {
-        "weight_ce": draw(st.sampled_from([0.5, 1.0])),
-        "weight_dice": draw(st.sampled_from([0.3, 1.0])),
+        "weight_ce": draw(st.sampled_from([0.0, 0.5, 1.0])),
+        "weight_dice": draw(st.sampled_from([0.0, 0.3, 1.0])),
     }
-    ce = {"label_smoothing": draw(st.sampled_from([0.0, 0.1]))}
+    if weights["weight_ce"] == weights["weight_dice"] == 0.0:
+        weights["weight_dice"] = 1.0  # else there is no graph
+    ce = {
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
+        "reduction": draw(st.sampled_from(["mean", "sum"])),
+    }
     if draw(st.booleans()):
         ce["weight"] = quarters(x.shape[1:2], generator)
     shape = (x.shape[0], 1, *x.shape[2:])
     y = torch.randint(0, x.shape[1], shape, generator=generator).float()
     ignore = draw(st.sampled_from([None, x.shape[1], 0]))
+    if ignore is None and draw(st.booleans()):
+        ce["ignore_index"] = draw(st.sampled_from([-1, 0]))
+        y.view(-1)[0] = 1  # a mean of nothing is NaN there
     if ignore is not None:
         share = draw(st.sampled_from([0.3, 1.1]))  # all of them, too
         y[torch.rand(shape, generator=generator) < share] = ignore
@@ -161,25 +174,60 @@ def dc_and_bce_case(draw, device):
     dice = dice_kwargs(draw)
     dice["do_bg"] = dice["do_bg"] or x.shape[1] == 1
     ignore = draw(st.booleans())
-    weights = {"weight_ce": draw(st.sampled_from([0.5, 1.0])), "weight_dice": 0.7}
+    weights = {
+        "weight_ce": draw(st.sampled_from([0.0, 0.5, 1.0])),
+        "weight_dice": draw(st.sampled_from([0.0, 0.7])),
+    }
     shape = (x.shape[0], x.shape[1] + ignore, *x.shape[2:])
     y = torch.rand(shape, generator=generator).round()
-    pos_weight = None
+    bce = {"reduction": draw(st.sampled_from(["mean", "sum"]))}
     if draw(st.booleans()):
-        pos_weight = quarters((x.shape[1], *(1,) * (x.dim() - 2)), generator)
-    bce = {} if pos_weight is None else {"pos_weight": pos_weight}
-    ours = nnunet.DC_and_BCE_loss(bce, dice, use_ignore_label=ignore, **weights)
-    if ours.ce.pos_weight is not None:
+        bce["pos_weight"] = quarters((x.shape[1], *(1,) * (x.dim() - 2)), generator)
+    if draw(st.booleans()):
+        bce["weight"] = quarters(x.shape[-1:], generator)
+    ours = nnunet.DC_and_BCE_loss(dict(bce), dice, use_ignore_label=ignore, **weights)
+    if "pos_weight" in bce or "weight" in bce:
         ours = ours.to(x.dtype)
+        if x.dtype in HALF:  # in which PyTorch would compute it
+            x, ours = x.float(), ours.float()
 
     def theirs(x, y):
-        positive = None if pos_weight is None else pos_weight.to(x)
-        return dc_and_bce(x, y, dice, ignore=ignore, pos_weight=positive, **weights)
+        cast = {k: v.to(x) if isinstance(v, torch.Tensor) else v for k, v in bce.items()}
+        return dc_and_bce(x, y, dice, ignore=ignore, **weights, **cast)
 
     check(ours.to(device), theirs, x.to(device), y.to(device))
 
 
-DRAWN = [soft_dice_case, dc_and_ce_case, dc_and_bce_case]
+def robust_ce_case(draw, device):
+    x, generator = volume(draw, device)
+    y = torch.randint(0, x.shape[1], (x.shape[0], 1, *x.shape[2:]), generator=generator)
+    y = y.to(draw(st.sampled_from([torch.long, torch.float32, torch.uint8])))
+    arguments = {
+        "ignore_index": draw(st.sampled_from([-100, 0, 255])),
+        "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
+    }
+    if x.shape[1] == 1 or arguments["reduction"] == "none":
+        x = x.float() if x.dtype in HALF else x  # in which PyTorch would compute it
+    if draw(st.booleans()):
+        arguments["weight"] = quarters(x.shape[1:2], generator)
+    if arguments["ignore_index"] == 255:
+        y[torch.rand(y.shape, generator=generator) < 0.3] = 255
+    if arguments["reduction"] == "mean" and (y == arguments["ignore_index"]).all():
+        arguments["ignore_index"] = -100  # a mean of nothing is NaN there
+        y[:] = 0
+    flat = draw(st.booleans())
+
+    def theirs(x, y):
+        cast = {k: v.to(x) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+        return F.cross_entropy(x, (y if flat else y[:, 0]).long(), **cast)
+
+    ours = nnunet.RobustCrossEntropyLoss(**arguments).to(x.dtype)
+    y = y[:, 0] if flat else laid_out(draw, y)
+    check(ours.to(device), theirs, laid_out(draw, x).to(device), y.to(device))
+
+
+DRAWN = [robust_ce_case, soft_dice_case, dc_and_ce_case, dc_and_bce_case]
 
 
 @pytest.mark.parametrize("case", DRAWN, ids=lambda case: case.__name__)
@@ -198,6 +246,8 @@ def test_deep_supervision():
     wrapped = nnunet.DeepSupervisionWrapper(inner, (0.6, 0.4, 0.0))(outputs, labels)
     torch.testing.assert_close(wrapped, 0.6 * each[0] + 0.4 * each[1])
     torch.testing.assert_close(nnunet.DeepSupervisionWrapper(inner)(outputs, labels), sum(each))
+    with pytest.raises(IndexError):
+        nnunet.DeepSupervisionWrapper(inner, (0.6, 0.4))(outputs, labels)
     with pytest.raises(AssertionError, match="weight factor"):
         nnunet.DeepSupervisionWrapper(inner, (0.0, 0.0))
     with pytest.raises(AssertionError, match="tuple or list"):
@@ -208,22 +258,73 @@ def test_deep_supervision():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ignore", [None, 4])
-def test_on_the_kernels(dtype, ignore, device, monkeypatch):
-    triton = partial(ops.segmentation_loss, backend="triton")
-    monkeypatch.setattr(fused, "segmentation_loss", triton)
+def test_on_the_kernels(dtype, ignore, device):
     x = (torch.randn(2, 4, 5, 6, 7, device=device) * 3).to(dtype)
     y = torch.randint(0, 4 if ignore is None else 5, (2, 1, 5, 6, 7), device=device).float()
     dice = {"batch_dice": True, "do_bg": False, "smooth": 1e-5}
     ours = nnunet.DC_and_CE_loss(dice, {}, ignore_label=ignore)
     theirs = partial(dc_and_ce, dice=dice, ce={}, weight_ce=1, weight_dice=1, ignore=ignore)
-    check(ours, theirs, x, y, tolerance={torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype])
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
+    with compat.backend("triton"):
+        check(ours, theirs, x, y, tolerance=tolerance)
     regions = torch.rand(2, 4 + (ignore is not None), 5, 6, 7, device=device).round()
     dice = {"batch_dice": False, "do_bg": True, "smooth": 1e-5}
     ours = nnunet.DC_and_BCE_loss({}, dice, use_ignore_label=ignore is not None)
-    theirs = partial(
-        *(dc_and_bce,), dice=dice, weight_ce=1, weight_dice=1, ignore=bool(ignore), pos_weight=None
-    )
-    check(ours, theirs, x, regions, tolerance={torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype])
+    theirs = partial(dc_and_bce, dice=dice, weight_ce=1, weight_dice=1, ignore=bool(ignore))
+    with compat.backend("triton"):
+        check(ours, theirs, x, regions, tolerance=tolerance)
+
+
+class Twice(nnunet.SoftDiceLoss):
+    def forward(self, x, y, loss_mask=None):
+        return 2 * super().forward(x, y, loss_mask)
+
+
+class Foreign(torch.nn.Module):
+    def __init__(self, apply_nonlin, **_):
+        super().__init__()
+
+    def forward(self, x, y, loss_mask=None):
+        return x.mean()
+
+
+class Scaled(nnunet.RobustCrossEntropyLoss):
+    def forward(self, input, target):
+        return 3 * super().forward(input, target)
+
+
+def test_parts_of_the_caller():
+    """What the caller subclassed, replaced or hooked is called."""
+    x, labels = torch.randn(2, 3, 5, 5), torch.randint(0, 3, (2, 1, 5, 5))
+    regions = torch.rand(2, 3, 5, 5).round()
+    entropy = F.cross_entropy(x, labels[:, 0])
+    bce = F.binary_cross_entropy_with_logits(x, regions)
+    softmax = nnunet.SoftDiceLoss(nnunet.softmax_helper_dim1)(x, labels)
+    sigmoid = nnunet.SoftDiceLoss(torch.sigmoid)(x, regions)
+    close = torch.testing.assert_close
+    for part, own in ((Twice, 2 * softmax), (Foreign, x.mean())):
+        close(nnunet.DC_and_CE_loss({}, {}, dice_class=part)(x, labels), entropy + own)
+    for part, own in ((Twice, 2 * sigmoid), (Foreign, x.mean())):
+        close(nnunet.DC_and_BCE_loss({}, {}, dice_class=part)(x, regions), bce + own)
+    loss = nnunet.DC_and_CE_loss({}, {})
+    loss.ce = Scaled()
+    close(loss(x, labels), 3 * entropy + softmax)
+    loss.ce = torch.nn.CrossEntropyLoss()
+    loss.dc.register_forward_hook(lambda module, inputs, result: result - 1)
+    close(loss(x, labels[:, :]), entropy + softmax - 1)
+    loss = nnunet.DC_and_BCE_loss({}, {}, weight_ce=torch.tensor(0.5, requires_grad=True))
+    loss(x, regions).backward()
+    close(loss.weight_ce.grad, bce)
+
+
+def test_where_there_is_nothing(recwarn):
+    x, y = torch.randn(0, 3, 4, 4, requires_grad=True), torch.zeros(0, 1, 4, 4)
+    assert nnunet.RobustCrossEntropyLoss()(x, y).isnan()
+    assert nnunet.RobustCrossEntropyLoss(reduction="sum")(x, y) == 0
+    assert F.cross_entropy(x, y[:, 0].long()).isnan()
+    # as docs/compat.md lists it
+    ignored = torch.full((2, 1, 4, 4), 7)
+    assert nnunet.RobustCrossEntropyLoss(ignore_index=7)(torch.randn(2, 3, 4, 4), ignored) == 0
 
 
 # ---- batch Dice over ranks
