@@ -132,7 +132,7 @@ class Drawn:
         return {"smooth_nr": self.pick(1e-5, 0.5, 0.0), "smooth_dr": self.pick(1e-5, 1.0)}
 
 
-def compare(name, arguments, drawn, *rest, tolerance=None, kind=None):
+def compare(name, arguments, drawn, *rest, tolerance=None, **options):
     theirs = getattr(peers.monai(), name)(**arguments)
     if drawn.labels and drawn.dtype == torch.float64:
         tolerance = tolerance or 1e-6  # the peer's one-hot targets are float32
@@ -140,7 +140,7 @@ def compare(name, arguments, drawn, *rest, tolerance=None, kind=None):
         warnings.simplefilter("ignore")
         ours = getattr(monai, name)(**arguments).to(drawn.device)
         tensors = (each.to(drawn.device) for each in (drawn.x, drawn.y, *rest))
-        check(ours, theirs.to(drawn.device), *tensors, tolerance=tolerance, kind=kind)
+        check(ours, theirs.to(drawn.device), *tensors, tolerance=tolerance, **options)
 
 
 def dice(draw, device):
@@ -246,7 +246,7 @@ def dice_ce(draw, device):
         "label_smoothing": d.pick(0.0, 0.1),
     }
     arguments |= d.flags  # what is drawn may change them
-    compare("DiceCELoss", arguments, d)
+    compare("DiceCELoss", arguments, d, parts=True)
 
 
 def dice_focal(draw, device):
@@ -265,7 +265,7 @@ def dice_focal(draw, device):
         "alpha": d.pick(None, 0.25),
     }
     arguments |= d.flags  # what is drawn may change them
-    compare("DiceFocalLoss", arguments, d, tolerance=d.rough(1e-4))
+    compare("DiceFocalLoss", arguments, d, tolerance=d.rough(1e-4), parts=True)
 
 
 DRAWN = [dice, masked_dice, tversky, generalized_dice, focal, dice_ce, dice_focal]
