@@ -5,10 +5,14 @@ import sys
 from fastseg_losses.training.command_line import parse_args
 from fastseg_losses.training.exit_codes import EXIT_BAD_INPUT
 from fastseg_losses.training.extras import missing_extras
+from fastseg_losses.training.pseudo_label import COMMAND
+from fastseg_losses.training.pseudo_label import main as pseudo_label
 
 
 def main() -> int:
     """Read the command line, then load torch and train."""
+    if sys.argv[1:2] == [COMMAND]:
+        return pseudo_label(sys.argv[2:])
     config = parse_args()
     missing = missing_extras(tensorboard=config.tensorboard)
     if missing is not None:

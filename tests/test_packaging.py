@@ -66,6 +66,13 @@ def test_wheel_says_that_it_is_typed(files: set[str]) -> None:
     assert "fastseg_losses/py.typed" in files
 
 
+def test_wheel_has_what_the_report_is_made_of(files: set[str]) -> None:
+    folder = ROOT / "fastseg_losses" / "training"
+    data = {path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
+    assert {f"fastseg_losses/training/{name}" for name in data} <= files
+    assert {"report.css", "report.html.jinja"} <= data
+
+
 def test_wheel_installs_one_top_level_package(files: set[str]) -> None:
     # A top-level `kernels` in site-packages would overwrite Hugging Face's package of that name.
     tops = {name.split("/")[0] for name in files}

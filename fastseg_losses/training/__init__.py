@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         DataError,
         ParquetSegmentation,
         make_loader,
+        normalised,
         open_index,
     )
     from fastseg_losses.training.findings import Cause, Finding
@@ -38,6 +39,7 @@ _HOMES = {
     "TrainedModel": "prediction",
     "load_model": "prediction",
     "make_loader": "data",
+    "normalised": "data",
     "open_index": "data",
     "take_census": "audit",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "TrainedModel",
     "load_model",
     "make_loader",
+    "normalised",
     "open_index",
     "take_census",
 ]

@@ -69,17 +69,23 @@ def take_census(
     chosen = range(len(index)) if rows is None else rows
     annotated = sum(bool(index.has_segmentation[row]) for row in chosen)
     look = partial(_look_at, index, decode_image=decode_images, labels=labels)
+    ordered = sorted(chosen)
     findings: list[_Finding] = []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         # A row group at a time: cells are taken out here (the index is not thread-safe) and decoded
         # in the pool, where Pillow and zlib work without the interpreter lock.
-        for _, group in groupby(sorted(chosen), key=index.group_of):
+        for _, group in groupby(ordered, key=index.group_of):
             jobs = [pool.submit(look, row, *_cells(index, row, decode_images)) for row in group]
             findings.extend(job.result() for job in jobs)
     problems = [f.problem for f in findings if f.problem is not None]
     deep = [f.deep_largest for f in findings if f.deep_largest is not None]
+    pseudo = [row for row in chosen if index.pseudo.rows[row]]
+    means = [m for row in pseudo if (m := index.pseudo.confidences[row]) is not None]
     common: dict[str, Any] = {
         "rows": len(chosen),
+        "pseudo": len(pseudo),
+        "pseudo_sources": tuple(sorted({str(index.pseudo.sources[row]) for row in pseudo})),
+        "pseudo_confidence": fmean(means) if means else None,
         "annotated": annotated,
         "unannotated": len(chosen) - annotated,
         "unreadable": len(problems),
@@ -88,23 +94,27 @@ def take_census(
         "deep_images": len(deep),
         "deep_largest": max(deep, default=0),
     }
-    masks = [f.counts for f in findings if f.problem is None and f.counts]
+    masks = {
+        row: f.counts
+        for row, f in zip(ordered, findings, strict=True)
+        if f.problem is None and f.counts
+    }
     if labels is None:
         return Census(**common, **_count_foreground(masks))
-    return ClassCensus(**common, **_count_classes(masks, labels))
+    return ClassCensus(**common, **_count_classes(list(masks.values()), labels))
 
 
-def _count_foreground(masks: list[dict[int, int]]) -> dict[str, Any]:
+def _count_foreground(masks: dict[int, dict[int, int]]) -> dict[str, Any]:
     """The fields of `Census` that come from the masks."""
     shares = []
-    for counts in masks:
+    for counts in masks.values():
         size = sum(counts.values())
         shares.append((size - counts.get(0, 0)) / size)
-    foreground = sum(share > 0 for share in shares)
+    foreground = tuple(row for row, share in zip(masks, shares, strict=True) if share > 0)
     return {
-        "foreground": foreground,
-        "empty": len(shares) - foreground,
-        "nonzero_share": foreground / len(shares) if shares else 0.0,
+        "foreground_rows": foreground,
+        "empty": len(shares) - len(foreground),
+        "nonzero_share": len(foreground) / len(shares) if shares else 0.0,
         "foreground_mean": fmean(shares) if shares else 0.0,
         "foreground_median": median(shares) if shares else 0.0,
     }

@@ -12,6 +12,9 @@ from fastseg_losses.training.labels import Labels
 # well be empty.
 EMPTY_SHARE_ASKED = 0.5
 
+# Sources of pseudo-masks that are listed by name.
+SOURCES_SHOWN = 3
+
 # What cameras and scanners store in 16-bit files.
 IMAGE_BITS = (8, 10, 12, 14, 16)
 
@@ -29,6 +32,9 @@ class RowCensus:
         problems: What is wrong with the first few unreadable rows.
         deep_images: Images that are 16-bit grey PNGs, of the annotated rows at least.
         deep_largest: The largest value in those; 0 without any.
+        pseudo: Unannotated rows with a pseudo-mask; those were not read either.
+        pseudo_sources: Where the pseudo-masks come from.
+        pseudo_confidence: Mean of their rows' confidences, 0 to 1; None where nobody noted one.
     """
 
     rows: int
@@ -39,6 +45,9 @@ class RowCensus:
     problems: tuple[str, ...]
     deep_images: int = 0
     deep_largest: int = 0
+    pseudo: int = 0
+    pseudo_sources: tuple[str, ...] = ()
+    pseudo_confidence: float | None = None
 
     @property
     def image_bits(self) -> int | None:
@@ -83,12 +92,26 @@ class RowCensus:
             f"Samples with segmentation: {self.annotated} / {self.rows}",
             *self._state_lines(),
             f"Not annotated (mask never read): {self.unannotated}",
+            *self._pseudo_lines(),
             f"Unreadable: {self.unreadable}",
             *listed,
             *(["  ..."] if listed and self.unreadable > len(listed) else []),
             *self._deep_image_lines(),
             *self._share_lines(f"Mask values found: {values}"),
             f"Verdict: {self.verdict}",
+        ]
+
+    def _pseudo_lines(self) -> list[str]:
+        if not self.pseudo:
+            return []
+        sources = list(self.pseudo_sources[:SOURCES_SHOWN])
+        if len(self.pseudo_sources) > len(sources):
+            sources.append(f"... ({len(self.pseudo_sources)} sources)")
+        sure = self.pseudo_confidence
+        return [
+            f"Rows with a pseudo-mask (not annotated, read with --pseudo-weight only): "
+            f"{self.pseudo} ({100 * self.pseudo / self.rows:.1f}% of all rows), from "
+            f"{', '.join(sources)}, mean confidence {'unknown' if sure is None else f'{sure:.3f}'}"
         ]
 
     def _deep_image_lines(self) -> list[str]:
@@ -117,18 +140,23 @@ class Census(RowCensus):
     """The census of binary masks.
 
     Attributes:
-        foreground: Annotated rows whose mask has a non-zero value.
+        foreground_rows: Annotated rows whose mask has a non-zero value, sorted.
         empty: Annotated rows whose mask is all zero.
         nonzero_share: Share of the readable masks that have a non-zero value; 0 if there is none.
         foreground_mean: Mean foreground share of the readable masks, empty ones included.
         foreground_median: Its median.
     """
 
-    foreground: int
+    foreground_rows: tuple[int, ...]
     empty: int
     nonzero_share: float
     foreground_mean: float
     foreground_median: float
+
+    @property
+    def foreground(self) -> int:
+        """How many annotated rows have a mask with a non-zero value."""
+        return len(self.foreground_rows)
 
     @property
     def learnable(self) -> bool:

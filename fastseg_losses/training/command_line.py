@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from fastseg_losses.training.config import TrainConfig, resolve
+from fastseg_losses.training.config_file import beside, read_settings, settings_to_resume
 from fastseg_losses.training.exit_codes import (
     EXIT_BAD_INPUT,
     EXIT_COLLAPSED,
@@ -25,6 +26,9 @@ exit codes: {EXIT_OK} finished; {EXIT_BAD_INPUT} wrong option, unreadable input,
 that does not work; {EXIT_REFUSED} refused, the training rows show nothing to learn;
 {EXIT_COLLAPSED} stopped by --on-collapse stop; {EXIT_NON_FINITE} NaN or Inf;
 {EXIT_INTERRUPTED} Ctrl-C (last.pt is saved).
+
+train.py pseudo-label --help: fill the rows that nobody annotated with a net's masks, for
+--pseudo-weight.
 
 Without --data an embedded synthetic set is generated and trained on, with its own defaults:
 {", ".join(f"--{name.replace('_', '-')} {value}" for name, value in SYNTHETIC_DEFAULTS.items())}.
@@ -53,10 +57,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
-def as_typed(message: str) -> str:
-    """An error message that starts with a field's name, with the option in its place."""
+def as_typed(message: str, fields: Collection[str] | None = None) -> str:
+    """An error message that starts with a field's name, with the option in its place.
+
+    Args:
+        message: The message.
+        fields: The names that are options; None: those of `train.py` itself.
+    """
     name = re.match(r"\w+(?=:| and )", message)
-    if name is None or name[0] not in {field.name for field in dataclasses.fields(TrainConfig)}:
+    if fields is None:
+        fields = {"config", *(field.name for field in dataclasses.fields(TrainConfig))}
+    if name is None or name[0] not in fields:
         return message
     return flag_of(name[0]) + message[name.end() :]
 
@@ -86,7 +97,10 @@ def build_parser() -> Parser:
         # SUPPRESS: only what the user typed reaches resolve(), which knows the defaults.
         if meta["parse"] is bool:
             group.add_argument(
-                flag, action="store_true", default=argparse.SUPPRESS, help=meta["help"]
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=meta["help"],
             )
             continue
         shown = meta["help"] if default is None else f"{meta['help']} (default: {default})"
@@ -98,6 +112,13 @@ def build_parser() -> Parser:
             default=argparse.SUPPRESS,
             help=shown,
         )
+    groups["run"].add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="settings from a YAML or JSON file, by the names of these options; a run's "
+        "config.json is one. What is typed beside it wins",
+    )
     return parser
 
 
@@ -106,6 +127,10 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
     parser = build_parser()
     given = vars(parser.parse_args(argv))
     try:
+        if "config" in given:
+            given = beside(read_settings(given.pop("config")), given)
+        if given.get("resume") is not None:
+            given = settings_to_resume(given["resume"], given)
         return resolve(given)
     except ValueError as error:
         parser.error(as_typed(str(error)))

@@ -15,8 +15,10 @@ from typing import Any
 
 from fastseg_losses.training.data_options import DataOptions
 from fastseg_losses.training.labels import BINARY_IGNORED, Labels, default_ignore_index, labels_for
+from fastseg_losses.training.run_folder import write_atomically
 from fastseg_losses.training.run_options import RunOptions
 from fastseg_losses.training.settings import (
+    AUGMENT_STRENGTHS,
     COMBINED_WEIGHTS,
     SYNTHETIC_CLASSES,
     SYNTHETIC_DEFAULTS,
@@ -47,22 +49,29 @@ class TrainConfig(RunOptions, TrainingOptions, DataOptions):
         """Channels of the net's logits."""
         return 1 if self.labels is None else self.labels.num_classes
 
+    @property
+    def ignored_value(self) -> int:
+        """What the pixels of a sample's mask hold that count for nothing."""
+        return BINARY_IGNORED if self.labels is None else self.labels.ignore_index
+
     def weights(self) -> dict[str, float]:
         """The weights of the combined loss; none for any other."""
         if self.loss != "combined":
             return {}
-        given = {name: getattr(self, name) for name in COMBINED_WEIGHTS}
-        return {
-            name: COMBINED_WEIGHTS[name] if value is None else value
-            for name, value in given.items()
-        }
+        return _given_or(COMBINED_WEIGHTS, dataclasses.asdict(self))
+
+    def augment_strengths(self) -> dict[str, float]:
+        """How strong each augmentation is; none is but for ``--augment full``."""
+        if self.augment != "full":
+            return {}
+        return _given_or(AUGMENT_STRENGTHS, dataclasses.asdict(self))
 
     def loss_arguments(self) -> dict[str, Any]:
         """Keyword arguments for ``get_loss_function(config.loss, ...)``."""
-        labels = self.labels
-        if labels is None:
-            return self.weights() | {"ignore_index": BINARY_IGNORED}
-        return self.weights() | {"mode": "multiclass", "ignore_index": labels.ignore_index}
+        arguments: dict[str, Any] = self.weights() | {"ignore_index": self.ignored_value}
+        if self.batch_dice:
+            arguments["batch"] = True
+        return arguments if self.labels is None else arguments | {"mode": "multiclass"}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -80,8 +89,13 @@ class TrainConfig(RunOptions, TrainingOptions, DataOptions):
         return cls(**values)
 
     def save(self, path: Path) -> None:
-        """Write the resolved settings as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write the resolved settings as JSON, ready for ``--config`` of another run.
+
+        So without the folder, which is where the file is.
+        """
+        values = self.to_dict() | {"output_dir": None, "resume": None}
+        text = json.dumps(values, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:
@@ -107,6 +121,13 @@ def resolve(given: Mapping[str, Any]) -> TrainConfig:
         if values.get("num_classes") is not None and values.get("ignore_index") is None:
             values["ignore_index"] = default_ignore_index(values["num_classes"])
     if values.get("loss", "combined") == "combined":
-        missing = {n: w for n, w in COMBINED_WEIGHTS.items() if values.get(n) is None}
-        values |= missing
+        values |= _given_or(COMBINED_WEIGHTS, values)
+    if values.get("augment") == "full":
+        values |= _given_or(AUGMENT_STRENGTHS, values)
     return TrainConfig.from_dict(values)
+
+
+def _given_or(defaults: Mapping[str, float], given: Mapping[str, Any]) -> dict[str, float]:
+    """What was given of these settings; the default where nothing, or None, was."""
+    values = {name: given.get(name) for name in defaults}
+    return {name: defaults[name] if v is None else v for name, v in values.items()}

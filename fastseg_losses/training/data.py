@@ -5,22 +5,23 @@ The public entrance to the data side; an index's format is described at `IndexTa
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from fastseg_losses.training.checks import check_int
 from fastseg_losses.training.decode import DataError
-from fastseg_losses.training.index import GROUP_CACHE_BYTES, IndexTable
-from fastseg_losses.training.samples import ParquetSegmentation, Sample
+from fastseg_losses.training.index import IndexTable
+from fastseg_losses.training.sampler import EpochSampler
+from fastseg_losses.training.samples import Draw, ParquetSegmentation, Sample, normalised
 
 __all__ = [
     "DataError",
+    "Draw",
     "EpochSampler",
     "IndexTable",
     "ParquetSegmentation",
@@ -28,6 +29,7 @@ __all__ = [
     "Split",
     "Splits",
     "make_loader",
+    "normalised",
     "open_index",
 ]
 
@@ -45,7 +47,8 @@ class Splits:
     """The two sides of a data set.
 
     Attributes:
-        train: The rows to train on: annotated ones, and the others only with `keep_unannotated`.
+        train: The rows to train on: annotated ones; with `use_pseudo` those with a pseudo-mask too,
+            with `keep_unannotated` all.
         val: The rows to validate on: annotated ones, always. May be empty.
         train_all: Every row of the training side, for the census.
         val_all: Every row of the validation side, for the census.
@@ -66,6 +69,7 @@ def open_index(
     val_fraction: float = 0.2,
     seed: int = 0,
     keep_unannotated: bool = False,
+    use_pseudo: bool = False,
     allow_outside: bool = False,
 ) -> Splits:
     """Opens a data set and divides its rows into training and validation.
@@ -81,6 +85,7 @@ def open_index(
         val_fraction: Share of the annotated rows drawn for validation where nothing else decides.
         seed: Seed of that draw.
         keep_unannotated: Whether unannotated rows are drawn in training, with `valid` false.
+        use_pseudo: Whether those of them that have a pseudo-mask are. They never validate.
         allow_outside: Accept path cells that lead out of their index's folder.
 
     Raises:
@@ -111,68 +116,15 @@ def open_index(
         drawn = np.random.default_rng(seed).permutation(annotated)[:count]
         val = tuple(sorted(drawn.tolist()))
         train = tuple(np.setdiff1d(np.arange(len(index)), drawn).tolist())
+    drawn_too = np.full(len(index), keep_unannotated) | (index.pseudo.rows & use_pseudo)
+    kept = tuple(row for row in train if index.has_segmentation[row] or drawn_too[row])
     return Splits(
-        train=Split(index, train if keep_unannotated else _annotated(index, train)),
+        train=Split(index, kept),
         val=Split(val_index, _annotated(val_index, val)),
         train_all=Split(index, train),
         val_all=Split(val_index, val),
         left_out=left_out,
     )
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, position), so that workers that live on know the epoch without being told.
-
-    Each pass is the next epoch, from 0; `set_epoch` goes to another one. The order depends on
-    (seed, epoch) and never on the number of workers. If a set's encoded images exceed the row-group
-    cache, row groups are shuffled first and then the rows within as many groups as fit: a uniform
-    shuffle would read a whole row group for each row.
-    """
-
-    def __init__(self, data: ParquetSegmentation, *, shuffle: bool, seed: int) -> None:
-        """Orders a data set's positions.
-
-        Args:
-            data: The data set.
-            shuffle: Whether the order is random, anew in each epoch.
-            seed: Seed of the order.
-        """
-        self._shuffle = shuffle
-        self._seed = seed
-        self._epoch = 0
-        self._groups = np.array([data.index.group_of(int(row)) for row in data.rows], np.int64)
-        self._group_bytes = data.index.group_image_bytes
-
-    def __len__(self) -> int:
-        """The number of positions in one pass."""
-        return len(self._groups)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Makes the next pass the one of this epoch."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Starts a pass and goes on to the next epoch."""
-        epoch, self._epoch = self._epoch, self._epoch + 1
-        order = self._order(epoch) if self._shuffle else np.arange(len(self))
-        return iter([(epoch, int(position)) for position in order])
-
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        rng = np.random.default_rng((self._seed, epoch))
-        groups = np.unique(self._groups)
-        budget = GROUP_CACHE_BYTES // 2  # the other half is for the masks
-        if sum(self._group_bytes[g] for g in groups) <= budget:
-            return rng.permutation(len(self))
-        windows: list[list[int]] = []
-        room = 0
-        for group in rng.permutation(groups).tolist():
-            if not windows or self._group_bytes[group] > room:
-                windows.append([])
-                room = budget
-            windows[-1].append(group)
-            room -= self._group_bytes[group]
-        parts = [rng.permutation(np.flatnonzero(np.isin(self._groups, w))) for w in windows]
-        return np.concatenate(parts)
 
 
 def make_loader(
@@ -183,20 +135,31 @@ def make_loader(
     num_workers: int,
     seed: int,
     drop_last: bool,
+    rank: int = 0,
+    world_size: int = 1,
+    foreground_rows: Sequence[int] = (),
+    foreground_share: float = 0.0,
     start_method: str | None = None,
 ) -> "DataLoader[Sample]":
     """Makes a loader whose batches depend on the seed and not on the number of workers.
 
-    Workers persist between epochs; memory is pinned where CUDA is available. The loader's sampler
-    is an `EpochSampler`.
+    Workers persist between epochs, and share decoded samples if all of them fit into the data set's
+    `cache_bytes`; memory is pinned where CUDA is available. The loader's sampler
+    is an `EpochSampler`: it says how several processes divide the rows, and `start` of it begins
+    with another epoch or in the middle of one.
 
     Args:
         dataset: The data set.
-        batch_size: Samples in a batch.
+        batch_size: Samples in a batch of one process.
         shuffle: Whether the order is random, anew in each epoch.
         num_workers: Worker processes; 0 loads in the calling one.
         seed: Seed of the order and of the workers' own random numbers.
         drop_last: Whether an incomplete last batch is left out.
+        rank: Number of this process among those that divide the rows, from 0.
+        world_size: Number of those processes.
+        foreground_rows: Rows of the index that have foreground.
+        foreground_share: The least share of an epoch's draws that they make up; see
+            `EpochSampler`.
         start_method: How workers start ("fork", "spawn", "forkserver"); None: Python's default.
 
     Raises:
@@ -207,15 +170,29 @@ def make_loader(
     check_int("seed", seed, minimum=0)
     if shuffle and len(dataset) == 0:
         raise ValueError("dataset: expected at least one row to draw, got none")
-    if drop_last and len(dataset) < batch_size:
+    sampler = EpochSampler(
+        dataset,
+        shuffle=shuffle,
+        seed=seed,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        rank=rank,
+        world_size=world_size,
+        foreground_rows=foreground_rows,
+        foreground_share=foreground_share,
+    )
+    if drop_last and not len(sampler):
+        processes = f" for each of {world_size} processes" if world_size > 1 else ""
         raise ValueError(
             f"batch_size: expected at most the {len(dataset)} rows of the data set with drop_last, "
-            f"got {batch_size}: no batch would be left"
+            f"got {batch_size}{processes}: no batch would be left"
         )
+    if num_workers > 0:
+        dataset.share_decoded(start_method)
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(dataset, shuffle=shuffle, seed=seed),
+        sampler=sampler,
         num_workers=num_workers,
         drop_last=drop_last,
         generator=torch.Generator().manual_seed(seed),

@@ -6,7 +6,7 @@ import dataclasses
 
 from fastseg_losses.training.labels import MODES
 from fastseg_losses.training.options import option
-from fastseg_losses.training.settings import SYNTHETIC_CLASSES
+from fastseg_losses.training.settings import AUGMENT_STRENGTHS, AUGMENTATIONS, SYNTHETIC_CLASSES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,5 +79,47 @@ class DataOptions:
         "hold the set's largest value)",
         parse=int,
     )
-    no_flips: bool = option("data", False, "no random flips of the training images", parse=bool)
+    augment: str = option(
+        "data",
+        "flips",
+        "what happens to training images at random; full: flips, rotation, scale, colour",
+        choices=AUGMENTATIONS,
+    )
+    rotate: float | None = option(
+        "data",
+        None,
+        f"largest angle with --augment full ({AUGMENT_STRENGTHS['rotate']:g})",
+        parse=float,
+        metavar="DEGREES",
+    )
+    scale: float | None = option(
+        "data",
+        None,
+        "with --augment full, magnified (and cropped) or shrunk by up to 1 + SCALE "
+        f"({AUGMENT_STRENGTHS['scale']:g})",
+        parse=float,
+    )
+    colour: float | None = option(
+        "data",
+        None,
+        "with --augment full, brightness, contrast and saturation times 1 - COLOUR to 1 + COLOUR "
+        f"({AUGMENT_STRENGTHS['colour']:g})",
+        parse=float,
+    )
+    oversample_foreground: float | None = option(
+        "data",
+        None,
+        "at least this share of an epoch's draws are rows with foreground, above 0 and below 1; "
+        "nnU-Net takes 0.33",
+        parse=float,
+        metavar="SHARE",
+    )
+    cache_mb: int = option(
+        "data",
+        512,
+        "MiB of decoded images that stay in memory, of training and of validation each, if all of "
+        "them fit",
+        parse=int,
+        metavar="MIB",
+    )
     num_workers: int = option("data", 2, "loader processes; 0 loads in the main one", parse=int)

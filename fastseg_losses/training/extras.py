@@ -3,7 +3,14 @@
 from importlib.util import find_spec
 
 # By the name that is imported, which for Pillow is not the one that is installed.
-PACKAGES = {"PIL": "pillow", "pyarrow": "pyarrow", "tqdm": "tqdm", "matplotlib": "matplotlib"}
+PACKAGES = {
+    "PIL": "pillow",
+    "pyarrow": "pyarrow",
+    "tqdm": "tqdm",
+    "matplotlib": "matplotlib",
+    "yaml": "pyyaml",
+    "jinja2": "jinja2",
+}
 
 
 def missing_extras(*, tensorboard: bool = False) -> str | None:

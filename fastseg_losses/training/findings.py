@@ -81,16 +81,21 @@ class Context:
         patience: bad checks in a row before an alarm.
         empty_rows: annotated training rows whose mask is empty.
         annotated_rows: annotated training rows.
+        drawn_empty_share: share of empty masks among the annotated ones that are drawn; None: that
+            of the rows.
     """
 
     check_every: int
     patience: int
     empty_rows: int
     annotated_rows: int
+    drawn_empty_share: float | None = None
 
     @property
     def empty_share(self) -> float:
-        """Share of the annotated training rows whose mask is empty."""
+        """Share of the annotated masks that the net sees whose mask is empty."""
+        if self.drawn_empty_share is not None:
+            return self.drawn_empty_share
         return self.empty_rows / self.annotated_rows if self.annotated_rows else 0.0
 
 
@@ -105,9 +110,12 @@ def empty_question(context: Context) -> str:
     """The question about empty masks; nothing where they are too few to matter."""
     if context.empty_share < EMPTY_SHARE:
         return ""
+    share = f"{context.empty_rows / context.annotated_rows:.0%}"
+    if context.drawn_empty_share is not None:
+        share += f", and {context.drawn_empty_share:.0%} of those drawn"
     return (
         f"{context.empty_rows} of {context.annotated_rows} annotated training rows "
-        f"({context.empty_share:.0%}) have an empty mask: are these masks really annotated as "
+        f"({share}) have an empty mask: are these masks really annotated as "
         "empty, or did nobody draw them? If undrawn, set has_segmentation to false for them; "
         "no choice of loss repairs that."
     )

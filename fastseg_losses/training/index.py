@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastseg_losses.training.decode import MAX_PIXELS, DataError
+from fastseg_losses.training.pseudo_columns import CONFIDENCE, pseudo_masks, small_columns
 
 # Encoded row groups kept in memory, for each process that reads (a loader's workers each have it).
 GROUP_CACHE_BYTES = 256 * 2**20
@@ -30,8 +31,9 @@ class IndexTable:
 
     `image` and `mask` are each either a binary column (an encoded PNG or JPEG) or a string column
     (a path relative to the index's folder). `has_segmentation` (bool, no nulls) alone says whether
-    a row is annotated; the mask cell of a row where it is false is never looked at. `image_id` and
-    `split` are optional. Rows count from 0.
+    a row is annotated; the mask cell of a row where it is false is never looked at, unless
+    `mask_source` says that it is a pseudo-mask and the caller asks for it. `image_id` and `split`
+    are optional. Rows count from 0.
 
     Picklable for worker processes: file handle and cache stay behind and each process opens the
     file for itself.
@@ -81,6 +83,7 @@ class IndexTable:
         if self._starts[-1] == 0:
             raise DataError(f"{self.path}: the index has no rows")
         self._check_schema(file.schema_arrow)
+        self.group_confidence_bytes: list[int] = []
         self.group_image_bytes = self._check_group_sizes(file, max_group_bytes)
         self._read_small_columns(file)
 
@@ -126,6 +129,31 @@ class IndexTable:
             raise DataError(
                 f"{self.where(row, 'mask')}: expected a mask since has_segmentation is true, got "
                 "null (set has_segmentation to false if nobody annotated this image)"
+            )
+        return cell
+
+    def pseudo_cell(self, row: int, column: str) -> bytes | str:
+        """A cell of a row's pseudo-mask: encoded bytes, or a path as written in the index.
+
+        Args:
+            row: The row, from 0.
+            column: "mask" or "confidence".
+
+        Raises:
+            DataError: The cell is null, or there is no such column.
+            ValueError: The row has no pseudo-mask: nothing may depend on what its cell holds.
+        """
+        where = self.where(row, column)
+        if not self.pseudo.rows[row]:
+            raise ValueError(f"{where}: never read, the row has no pseudo-mask")
+        if column == CONFIDENCE and not self._has_confidence:
+            raise DataError(
+                f"{where}: expected the pixels' confidence, but there is no such column"
+            )
+        cell = self._cell(row, column)
+        if not isinstance(cell, (bytes, str)):
+            raise DataError(
+                f"{where}: expected a PNG since mask_source names a pseudo-mask, got {cell!r}"
             )
         return cell
 
@@ -222,6 +250,7 @@ class IndexTable:
         # All-null columns have the type null: a set with no annotation at all looks like that.
         self._check_type(schema, "mask", pictures, _is_binary, _is_string, pa.types.is_null)
         self._check_type(schema, "has_segmentation", "bool", pa.types.is_boolean)
+        self._has_confidence = CONFIDENCE in schema.names
         if "split" in schema.names:
             self._check_type(schema, "split", "string ('train' or 'val')", _is_string)
 
@@ -244,12 +273,14 @@ class IndexTable:
                     "groups, e.g. pyarrow.parquet.write_table(table, path, row_group_size=64)"
                 )
             image_bytes.append(int(size["image"]))
+            self.group_confidence_bytes.append(int(size.get(CONFIDENCE, 0)))
         return image_bytes
 
     def _read_small_columns(self, file: pq.ParquetFile) -> None:
         small = [
             c for c in ("has_segmentation", "image_id", "split") if c in file.schema_arrow.names
         ]
+        small += small_columns(file.schema_arrow)
         try:
             table = file.read(columns=small, use_threads=False)
         except (OSError, pa.ArrowException) as error:
@@ -265,6 +296,7 @@ class IndexTable:
                 f"{self.where(row, 'has_segmentation')}: expected true or false, got null"
             )
         self.has_segmentation = np.array(flags, dtype=bool)
+        self.pseudo = pseudo_masks(table, self.has_segmentation)
         if "split" in small:
             self.split = table["split"].to_pylist()
             for row, name in enumerate(self.split):

@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
-import random
-import shlex
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-import fastseg_losses
 from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.losses import get_loss_function
-from fastseg_losses.training.audit import take_census
-from fastseg_losses.training.census import Census, ClassCensus, RowCensus
+from fastseg_losses.training.census import Census, ClassCensus
 from fastseg_losses.training.class_monitor import ClassMonitor
 from fastseg_losses.training.command_line import as_typed
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.data import (
     DataError,
-    ParquetSegmentation,
-    Sample,
-    Split,
     Splits,
-    make_loader,
-    open_index,
 )
+from fastseg_losses.training.device import describe_machine, pick_device
+from fastseg_losses.training.distributed import World, find_world
+from fastseg_losses.training.endings import RunEnded
 from fastseg_losses.training.exit_codes import (
     EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_REFUSED,
 )
+from fastseg_losses.training.html_report import HtmlReport
+from fastseg_losses.training.loaders import drawn_empty_share, make_loaders
 from fastseg_losses.training.model import build_model, describe, try_out
 from fastseg_losses.training.monitor import CollapseMonitor
+from fastseg_losses.training.open_data import Refused, open_data
+from fastseg_losses.training.random_state import seed_everything
+from fastseg_losses.training.resume import restore
 from fastseg_losses.training.run_folder import check_free, make_run_folder
-from fastseg_losses.training.run_log import RunLog, log_census, log_end, run_log
-from fastseg_losses.training.synthetic import write_synthetic_set
-from fastseg_losses.training.trainer import LOGGER, RunEnded, Trainer
+from fastseg_losses.training.run_log import RunLog, log_end, run_log
+from fastseg_losses.training.surroundings import command
+from fastseg_losses.training.synthetic import FILE_NAME, write_synthetic_set
+from fastseg_losses.training.trainer import LOGGER, Trainer
 from fastseg_losses.training.watch import Monitor
-
-
-class Refused(Exception):  # noqa: N818 - a decision, not a defect
-    """There is nothing to learn from."""
 
 
 class DryRun(Exception):  # noqa: N818 - what was asked for
@@ -61,161 +53,101 @@ def launch(config: TrainConfig) -> int:
     Mistakes in options, data and the user's net are one line on standard error; anything else is a
     defect of this package, and keeps its traceback.
     """
-    with run_log() as log:
-        try:
-            trainer = _prepare(config, log)
-        except DryRun:
-            LOGGER.info("dry run: options, data and model are in order; nothing is written")
-            return EXIT_OK
-        except Refused as refusal:
-            return _fail(EXIT_REFUSED, str(refusal))
-        except (ValueError, TypeError, OSError) as error:
-            return _fail(EXIT_BAD_INPUT, as_typed(str(error)))
-        except KeyboardInterrupt:
-            return _fail(EXIT_INTERRUPTED, "interrupted before the first step")
-        start = time.monotonic()
-        try:
-            trainer.fit()
-        except RunEnded as end:
-            return _fail(end.code, str(end))
-        except DataError as error:
-            # From a worker it comes as a traceback; what its last exception said is the message.
-            name = f"{DataError.__module__}.{DataError.__qualname__}: "
-            return _fail(EXIT_BAD_INPUT, str(error).rpartition(name)[2].strip())
-        except KeyboardInterrupt:
-            return _fail(EXIT_INTERRUPTED, "interrupted at once; last.pt is that of the last epoch")
-        except Exception:
-            LOGGER.exception("the run failed at step %d", trainer.step)
-            raise
-        log_end(trainer, time.monotonic() - start)
-        return EXIT_OK
-
-
-def seed_everything(seed: int) -> None:
-    """Seed every generator in use; convolutions are told to choose repeatable algorithms."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that ``--device`` names, with its index.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type != "cuda":
-        return device
-    count = torch.cuda.device_count()
-    if not torch.cuda.is_available() or (device.index or 0) >= count:
-        raise ValueError(f"device: {name!r} asked for, but torch sees {count} CUDA devices")
-    index = torch.cuda.current_device() if device.index is None else device.index
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+        world = find_world()
+    except ValueError as error:
+        return _fail(EXIT_BAD_INPUT, str(error))
+    with run_log(quiet=not world.is_main) as log:
+        try:
+            return _run(config, log, world)
+        finally:
+            world.leave()
 
 
-def _prepare(config: TrainConfig, log: RunLog) -> Trainer:
+def _run(config: TrainConfig, log: RunLog, world: World) -> int:
+    try:
+        trainer, report = _prepare(config, log, world)
+    except DryRun:
+        LOGGER.info("dry run: options, data and model are in order; nothing is written")
+        return EXIT_OK
+    except Refused as refusal:
+        return _fail(EXIT_REFUSED, str(refusal))
+    except (ValueError, TypeError, OSError) as error:
+        return _fail(EXIT_BAD_INPUT, as_typed(str(error)))
+    except KeyboardInterrupt:
+        return _fail(EXIT_INTERRUPTED, "interrupted before the first step")
+    start = time.monotonic()
+    try:
+        with report.until_the_end():
+            trainer.fit(report.after_epoch)
+    except RunEnded as end:
+        # torchrun ends the others when the first one goes: not before all is written.
+        world.gather(None)
+        return _fail(end.code, str(end))
+    except DataError as error:
+        # From a worker it comes as a traceback; what its last exception said is the message.
+        name = f"{DataError.__module__}.{DataError.__qualname__}: "
+        return _fail(EXIT_BAD_INPUT, str(error).rpartition(name)[2].strip())
+    except KeyboardInterrupt:
+        return _fail(EXIT_INTERRUPTED, "interrupted at once; last.pt is that of the last epoch")
+    except Exception:
+        LOGGER.exception("the run failed at step %d", trainer.step)
+        raise
+    log_end(trainer, time.monotonic() - start)
+    return EXIT_OK
+
+
+def _prepare(config: TrainConfig, log: RunLog, world: World) -> tuple[Trainer, HtmlReport]:
     """Everything before the first step. Nothing is left behind if the data is refused."""
-    LOGGER.info("command: %s", shlex.join([Path(sys.executable).name, *sys.argv]))
-    device = pick_device(config.device)
-    LOGGER.info(
-        "fastseg-losses %s, torch %s, Python %s, device %s, %d threads",
-        fastseg_losses.__version__,
-        torch.__version__,
-        platform.python_version(),
-        torch.cuda.get_device_name(device) if device.type == "cuda" else device,
-        torch.get_num_threads(),
-    )
-    if config.output_dir is not None:
+    LOGGER.info("command: %s", command())
+    device = pick_device(config.device, world)
+    world.connect(device)
+    LOGGER.info("%s", describe_machine(device, world))
+    if config.output_dir is not None and config.resume is None and world.is_main:
         check_free(config.output_dir)
     seed_everything(config.seed)
     model = build_model(config.model, config.channels)
     try_out(model, config.image_size, config.channels)
     criterion = get_loss_function(config.loss, **config.loss_arguments())
     if config.data is None:
-        folder = _open_folder(config, log)
-        size = max(32, config.image_size)
-        index = write_synthetic_set(folder / "synthetic", image_size=size, mode=config.mode)
-        LOGGER.info("no --data given: generated the synthetic set %s", index)
-        splits, census, _ = _open_data(config, index)
+        folder = _open_folder(config, log, world)
+        index = _synthetic_set(config, folder, world)
+        splits, censuses, _ = open_data(config, index)
     else:
-        splits, census, bits = _open_data(config, Path(config.data))
+        splits, censuses, bits = open_data(config, Path(config.data))
         if config.dry_run:
             raise DryRun
         config = dataclasses.replace(config, image_bits=bits)
-        folder = _open_folder(config, log)
+        folder = _open_folder(config, log, world)
     # Again: how many random numbers the census or the set took must not reach the training.
     seed_everything(config.seed)
-    trainer = _assemble(config, model, criterion, splits, census, folder, device)
+    trainer = _assemble(config, model, criterion, splits, censuses[0], folder, device, world)
+    if world.size > 1:  # the nets are equal, dropout need not be
+        torch.manual_seed(config.seed + world.rank)
+    if config.resume is not None:
+        restore(trainer, folder / "last.pt")
+        if world.is_main:
+            config.save(folder / "config.json")
     LOGGER.info("model: %s", describe(model))
     weights = ", ".join(f"{name}={value}" for name, value in config.loss_arguments().items())
     LOGGER.info("loss: %s%s", config.loss, f" ({weights})" if weights else "")
+    if trainer.net.precision is not None:
+        LOGGER.info("precision of the net: %s", str(trainer.net.precision).removeprefix("torch."))
     if config.labels is not None:
         LOGGER.info("classes: %d, ignored value %d", config.channels, config.labels.ignore_index)
     LOGGER.info("run folder: %s", folder)
-    return trainer
+    named = dict(zip(("training", "validation"), censuses, strict=True))
+    return trainer, HtmlReport(trainer, named)
 
 
-def _open_data(config: TrainConfig, path: Path) -> tuple[Splits, Census | ClassCensus, int | None]:
-    """The two sides, the census of the training side, and the bits of 16-bit images."""
-    splits = open_index(
-        path,
-        val_path=config.val,
-        val_fraction=config.val_fraction,
-        seed=config.seed,
-        keep_unannotated=config.keep_unannotated,
-        allow_outside=config.allow_outside,
-    )
-    for text in splits.left_out:
-        LOGGER.warning("%s", text)
-    labels = config.labels
-    census = take_census(splits.train_all.index, splits.train_all.rows, labels=labels)
-    log_census("training rows", census)
-    val_census = take_census(splits.val_all.index, splits.val_all.rows, labels=labels)
-    log_census("validation rows", val_census)
-    for problem in (*census.problems, *val_census.problems):
-        count = census.unreadable + val_census.unreadable
-        raise ValueError(f"{problem} (unreadable: {count}; debug_masks.py lists them)")
-    if not census.learnable and not config.allow_no_foreground:
-        raise Refused(
-            f"refusing to train: {census.verdict} (--allow-no-foreground trains all the same)"
-        )
-    if not val_census.learnable:
-        LOGGER.warning(
-            "no annotated validation row has foreground: no Dice can be reported"
-            if labels is None
-            else "the validation rows do not show two classes: their scores mean nothing"
-        )
-    return splits, census, _image_bits(config, census, val_census)
-
-
-def _image_bits(config: TrainConfig, *censuses: RowCensus) -> int | None:
-    """The bits that 16-bit images use: the user's choice, or what the largest value takes."""
-    found = max(census.image_bits or 0 for census in censuses)
-    largest = max(census.deep_largest for census in censuses)
-    if config.image_bits is not None and largest >= 2**config.image_bits:
-        raise ValueError(
-            f"image_bits: expected at least {found} for 16-bit images whose largest value is "
-            f"{largest}, got {config.image_bits}"
-        )
-    if config.image_bits is not None or not found:
-        return config.image_bits
-    if found < 16:
-        LOGGER.warning(
-            "16-bit images, largest value %d: read as %d bits, or they would come out dark; "
-            "--image-bits says what they really use",
-            largest,
-            found,
-        )
-    return found
+def _synthetic_set(config: TrainConfig, folder: Path, world: World) -> Path:
+    """The index of the synthetic set in the run's folder; a resumed run has it already."""
+    path = folder / "synthetic"
+    if world.is_main and not path.exists():
+        index = write_synthetic_set(path, image_size=max(32, config.image_size), mode=config.mode)
+        LOGGER.info("no --data given: generated the synthetic set %s", index)
+    world.from_main(None)  # the others wait until it is there
+    return path / FILE_NAME
 
 
 def _assemble(
@@ -226,52 +158,50 @@ def _assemble(
     census: Census | ClassCensus,
     folder: Path,
     device: torch.device,
+    world: World,
 ) -> Trainer:
-    def loader(split: Split, *, train: bool) -> DataLoader[Sample]:
-        data = ParquetSegmentation(
-            split.index,
-            split.rows,
-            config.image_size,
-            augment=train and not config.no_flips,
-            seed=config.seed,
-            labels=config.labels,
-            image_bits=config.image_bits or 16,
-        )
-        return make_loader(
-            data,
-            batch_size=config.batch_size,
-            shuffle=train,
-            num_workers=config.num_workers,
-            seed=config.seed,
-            drop_last=False,
-        )
-
+    train_loader, val_loader = make_loaders(
+        config, splits, census, rank=world.rank, world_size=world.size
+    )
     return Trainer(
         config,
         model,
         criterion,
-        loader(splits.train, train=True),
-        loader(splits.val, train=False) if splits.val.rows else None,
-        monitor=_make_monitor(config, census),
+        train_loader,
+        val_loader,
+        monitor=_make_monitor(config, splits, census),
         folder=folder,
         device=device,
+        world=world,
     )
 
 
-def _make_monitor(config: TrainConfig, census: Census | ClassCensus) -> Monitor:
+def _make_monitor(config: TrainConfig, splits: Splits, census: Census | ClassCensus) -> Monitor:
     if isinstance(census, ClassCensus):
         return ClassMonitor(config.channels, check_every=config.check_every)
     return CollapseMonitor(
         check_every=config.check_every,
         empty_rows=census.empty,
         annotated_rows=census.empty + census.foreground,
+        drawn_empty_share=drawn_empty_share(config, splits, census),
     )
 
 
-def _open_folder(config: TrainConfig, log: RunLog) -> Path:
-    folder = make_run_folder(config.output_dir)
-    log.write_to(folder)
-    config.save(folder / "config.json")
+def _open_folder(config: TrainConfig, log: RunLog, world: World) -> Path:
+    """The run's folder, made by the main process; what that raises, all raise."""
+    folder: Path | ValueError | None = None
+    if world.is_main:
+        try:
+            folder = Path(config.resume or make_run_folder(config.output_dir))
+            log.write_to(folder)
+            if config.resume is None:
+                config.save(folder / "config.json")
+        except ValueError as error:
+            folder = error
+    folder = world.from_main(folder)
+    if isinstance(folder, ValueError):
+        raise folder
+    assert folder is not None
     return folder
 
 

@@ -54,6 +54,8 @@ class CollapseMonitor(Monitor):
         warmup: checks that are not judged at the start.
         empty_rows: annotated training rows whose mask is empty, from the census.
         annotated_rows: annotated training rows, from the census.
+        drawn_empty_share: share of empty masks among the annotated ones that are drawn, where
+            foreground is oversampled; None: that of the rows.
     """
 
     def __init__(
@@ -64,9 +66,10 @@ class CollapseMonitor(Monitor):
         warmup: int = 3,
         empty_rows: int = 0,
         annotated_rows: int = 0,
+        drawn_empty_share: float | None = None,
     ) -> None:
         super().__init__(check_every=check_every, patience=patience, warmup=warmup)
-        self.context = Context(check_every, patience, empty_rows, annotated_rows)
+        self.context = Context(check_every, patience, empty_rows, annotated_rows, drawn_empty_share)
         self._streak_precision = 0.0
         self._streak: dict[Cause, int] = {}
         self._recent: deque[Tally] = deque(maxlen=MISSED_WITHIN)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from fastseg_losses.training import report
 from fastseg_losses.training.checkpoint import save_checkpoint
 from fastseg_losses.training.config import TrainConfig
+from fastseg_losses.training.net import Net
+from fastseg_losses.training.samples import normalised
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,45 +25,59 @@ PICTURED = 4
 class Outputs:
     """Writes a run's files, each in one step.
 
+    Args:
+        folder: the run's folder.
+        config: the resolved settings.
+        writes: whether this process is the one that writes.
+
     Attributes:
         folder: the run's folder.
         rows: the rows of metrics.csv so far.
         score: the column that decides which epoch is the best, and its name for people.
+        stale: epochs since the best.
+        saved_step: the step of last.pt; None before it is written.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, *, writes: bool = True) -> None:
         self.folder = folder
         self.rows: list[dict[str, float]] = []
         self.score = ("val_dice", "Dice") if config.labels is None else ("val_miou", "mean IoU")
+        self.stale = 0
+        self.saved_step: int | None = None
         self._config = config
-        self.stale = 0  # epochs since the best
+        self._writes = writes
         self._best = (-math.inf, -math.inf)
         self._board: SummaryWriter | None = None
-        if config.tensorboard:
+        if config.tensorboard and writes:
             # Imported only if asked for: it takes seconds.
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
-    def save_epoch(
-        self,
-        row: dict[str, float],
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        step: int,
-    ) -> None:
-        """An epoch is complete: its metrics, the checkpoints and the curves."""
+    def add_epoch(self, row: dict[str, float]) -> bool:
+        """Take in a complete epoch's metrics; whether it is the best so far."""
+        if self.rows and self.rows[-1]["epoch"] == row["epoch"]:
+            self.rows.pop()  # --max-steps ended in that epoch, and the run was resumed
         self.rows.append(row)
+        score = rank(row, self.score[0])
+        best = len(self.rows) == 1 or score > self._best
+        self.stale = 0 if best else self.stale + 1
+        if best:
+            self._best = score
+        return best
+
+    def save_epoch(self, state: dict[str, Any], *, best: bool) -> None:
+        """Write the metrics, the checkpoints and the curves."""
+        if not self._writes:
+            self.saved_step = state["step"]
+            return
+        row = self.rows[-1]
         clipped = self._config.clip_grad is not None
         columns = report.columns(self._config.labels, clipped=clipped)
         report.write_metrics(self.folder / "metrics.csv", self.rows, columns)
-        self.save_last(model, optimizer, epoch=int(row["epoch"]), step=step)
-        score = rank(row, self.score[0])
-        self.stale += 1
-        if len(self.rows) == 1 or score > self._best:
-            self._best, self.stale = score, 0
-            self._save("best.pt", model, optimizer, epoch=int(row["epoch"]), step=step)
+        if best:  # first: a run that is killed in between does the epoch again
+            save_checkpoint(self.folder / "best.pt", state)
+        self.save_last(state)
         report.plot_curves(self.folder / "curves.png", self.rows, self._config.labels)
         if self._board is not None:
             for name, value in row.items():
@@ -69,31 +85,43 @@ class Outputs:
                     self._board.add_scalar(name, value, int(row["epoch"]))
             self._board.flush()
 
-    def save_last(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, epoch: int, step: int
-    ) -> None:
+    def save_last(self, state: dict[str, Any]) -> None:
         """Write last.pt, also in the middle of an epoch."""
-        self._save("last.pt", model, optimizer, epoch=epoch, step=step)
+        if self._writes:
+            save_checkpoint(self.folder / "last.pt", state)
+        self.saved_step = state["step"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epochs so far, as plain values."""
+        return {"rows": self.rows, "stale": self.stale, "best": self._best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.rows, self.stale = list(state["rows"]), state["stale"]
+        first, second = state["best"]
+        self._best = (first, second)
 
     @torch.no_grad()
     def save_samples(
-        self, row: dict[str, float], model: nn.Module, data: Any, device: torch.device
+        self, row: dict[str, float], net: Net, data: Any, device: torch.device
     ) -> None:
         """Write samples.png: the same validation samples after every epoch.
 
         Args:
             row: the epoch's metrics.
-            model: the net; left in evaluation mode.
+            net: the net; left in evaluation mode.
             data: the validation set, a sequence of `Sample`.
             device: where the net is.
         """
+        if not self._writes:
+            return
         last = len(data) - 1
         spread = torch.linspace(0, last, min(PICTURED, last + 1)).tolist()
         samples = [data[place] for place in sorted({round(place) for place in spread})]
-        images = torch.stack([sample["image"] for sample in samples])
+        images = normalised(torch.stack([sample["image"] for sample in samples]))
         masks = torch.stack([sample["mask"] for sample in samples])
-        model.eval()
-        logits = model(images.to(device)).float()
+        net.evaluate()
+        logits: Tensor = net.predict(images.to(device)).float()
         column, name = self.score
         title = f"epoch {row['epoch']:.0f}, validation {name} {row[column]:.3f}"
         path, labels = self.folder / "samples.png", self._config.labels
@@ -102,25 +130,6 @@ class Outputs:
         else:
             predicted = logits.argmax(1, keepdim=True).cpu()
             report.plot_class_samples(path, images, masks, predicted, labels, title=title)
-
-    def _save(
-        self,
-        name: str,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        epoch: int,
-        step: int,
-    ) -> None:
-        save_checkpoint(
-            self.folder / name,
-            model=model,
-            optimizer=optimizer,
-            config=self._config,
-            epoch=epoch,
-            step=step,
-            metrics=dict(self.rows[-1]) if self.rows else {},
-        )
 
 
 def rank(row: dict[str, float], column: str) -> tuple[float, float]:

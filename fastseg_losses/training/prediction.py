@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from fastseg_losses.training.checkpoint import load_checkpoint, result_weights
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.decode import DataError, image_pixels, open_picture
 from fastseg_losses.training.model import build_model
-from fastseg_losses.training.samples import normalised, resized
+from fastseg_losses.training.samples import as_rgb, normalised, resized
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,21 @@ class TrainedModel:
             except OSError as error:
                 raise DataError(f"{where}: cannot be read ({error.strerror})") from error
         picture = open_picture(image, where)
-        pixels = image_pixels(picture, where, bits=self.config.image_bits or 16)
-        return normalised(resized(pixels, self.config.image_size))[None].to(self.device)
+        return self.prepare_pixels(image_pixels(picture, where, bits=self.image_bits))
+
+    @property
+    def image_bits(self) -> int:
+        """How many of their 16 bits 16-bit grey images use."""
+        return self.config.image_bits or 16
+
+    def prepare_pixels(self, pixels: Image.Image) -> Tensor:
+        """What `prepare` does once the image is decoded, upright, and grey or RGB of 8 bits."""
+        rgb = as_rgb(resized(pixels, self.config.image_size))
+        return normalised(rgb[None].to(self.device))
 
 
 def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> TrainedModel:
-    """Loads ``best.pt`` or ``last.pt``.
+    """Loads ``best.pt`` or ``last.pt``, of a run with ``--ema`` the averaged weights.
 
     A net that came from ``--model module:factory`` is made by that factory again, which has to be
     importable.
@@ -68,13 +79,8 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
             not make the net that was saved.
     """
     where = torch.device(device)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        config, weights = TrainConfig.from_dict(state["config"]), state["model"]
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # torch and pickle raise a dozen types on other files
-        raise ValueError(f"{path}: expected a checkpoint of train.py") from error
+    state = load_checkpoint(Path(path))
+    config, weights = TrainConfig.from_dict(state["config"]), result_weights(state)
     net = build_model(config.model, config.channels)
     try:
         net.load_state_dict(weights)

@@ -9,6 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+LOGGER = logging.getLogger("fastseg_losses.training")
+
 # Seconds between two plain lines: enough to see that it lives, few enough for a log.
 PLAIN_EVERY = 15.0
 
@@ -28,7 +30,9 @@ class Progress:
         self._text = ""
         self._last = self._start = time.monotonic()
         self._bar: tqdm | None = None
-        if sys.stderr.isatty():
+        # Of several processes one shows it: the log of the others is quiet.
+        self._is_shown = LOGGER.getEffectiveLevel() < logging.ERROR
+        if self._is_shown and sys.stderr.isatty():
             self._bar = tqdm(
                 total=total,
                 desc=label,
@@ -51,7 +55,7 @@ class Progress:
             self._bar.update(images)
             return
         now = time.monotonic()
-        if now - self._last >= PLAIN_EVERY:
+        if self._is_shown and now - self._last >= PLAIN_EVERY:
             self._last = now
             rate = self._seen / (now - self._start)
             line = f"{self._label}: {self._seen}/{self._total} images, {rate:.1f}/s {self._text}"

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastseg_losses.training.clock import duration
 from fastseg_losses.training.labels import Labels
 from fastseg_losses.training.run_folder import write_atomically
 from fastseg_losses.training.samples import MEAN, STD
@@ -36,6 +37,8 @@ COLUMNS = (
     "val_iou",
     "lr",
     "images_per_s",
+    "data_share",
+    "peak_gb",
 )
 
 Row = Mapping[str, float]
@@ -84,6 +87,25 @@ def metrics(train: Tally, val: Tally) -> dict[str, float]:
     return row
 
 
+def epoch_line(row: Row, epochs: int, step: int, seconds_left: float) -> str:
+    """An epoch's numbers for a log."""
+    scores = ", ".join(
+        f"{name} {row[name]:.4f}"
+        for name in ("train_loss", "val_loss", "val_dice", "val_iou")
+        + ("pred_mean", "target_mean", "pred_positive")
+    )
+    parts = [
+        f"epoch {row['epoch']:.0f}/{epochs}, step {step}: {scores}, pred_max {row['pred_max']:.3f}",
+        f"{row['images_per_s']:.1f} images/s",
+        f"waited for data {row['data_share']:.0%} of the time",
+    ]
+    if not math.isnan(row["peak_gb"]):
+        parts.append(f"peak memory {row['peak_gb']:.2f} GiB")
+    if not math.isnan(seconds_left):
+        parts.append(f"{duration(seconds_left)} left")
+    return ", ".join(parts)
+
+
 def class_scores(scores: Sequence[float]) -> str:
     """The classes' scores for a log: all of them, or the lowest where there are many."""
     known = [k for k, score in enumerate(scores) if not math.isnan(score)]
@@ -100,7 +122,8 @@ def write_metrics(path: Path, rows: Sequence[Row], names: Sequence[str] = COLUMN
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
-        writer.writerow([_cell(row[name]) for name in names])
+        # An epoch before a resumption may lack what an option since then adds.
+        writer.writerow([_cell(row.get(name, math.nan)) for name in names])
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 

@@ -49,7 +49,7 @@ class StatsRing:
                 f"interval and width: expected at least 1, got {interval!r} and {width!r}"
             )
         self.interval = interval
-        self._device = device
+        self.device = device
         self._asynchronous = device.type == "cuda"
         self._halves = torch.zeros(2, interval, width, device=device).unbind(0)
         # Made once: slicing per step would cost some microseconds of host time each.
@@ -99,7 +99,7 @@ class StatsRing:
         # interval ahead. Waiting then costs the device nothing: it has an interval queued.
         while self._copies:
             self._take_first()
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self.device):
             self._host[half][:count].copy_(self._halves[half][:count], non_blocking=True)
             self._events[half].record()
         self._copies.append(_Copy(self._host[half], count, self._events[half]))

@@ -10,8 +10,8 @@ from typing import IO
 
 DEFAULT_PARENT = Path("runs")
 
-# What stands in a run's folder before its first epoch is complete.
-BEFORE_FIRST_EPOCH = {"config.json", "logs", "synthetic", "tensorboard"}
+# What stands in a run's folder although no epoch is complete.
+BEFORE_FIRST_EPOCH = {"config.json", "logs", "report.html", "synthetic", "tensorboard"}
 
 
 def check_free(output_dir: str) -> None:

@@ -29,7 +29,7 @@ class RunLog:
     def write_to(self, folder: Path) -> None:
         """Write everything so far, and each line from here on, into the run's folder."""
         self.folder = folder
-        (folder / "logs").mkdir()
+        (folder / "logs").mkdir(exist_ok=True)  # it is there when a run is resumed
         file = logging.FileHandler(folder / "logs" / "training.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.buffer.setTarget(file)
@@ -38,17 +38,23 @@ class RunLog:
 
 
 @contextlib.contextmanager
-def run_log() -> Iterator[RunLog]:
+def run_log(*, quiet: bool = False) -> Iterator[RunLog]:
     """Log to the console and, as soon as there is one, into the run's folder.
 
     A folder in which no epoch was finished and no weights were saved is removed at the end, so that
     the same ``--output-dir`` can be used again.
+
+    Args:
+        quiet: only errors, on the console: of processes that train together one writes.
+
+    Yields:
+        The log.
     """
     console = ConsoleHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
     log = RunLog()
     level = LOGGER.level
-    LOGGER.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.ERROR if quiet else logging.INFO)
     for handler in (console, log.buffer):
         LOGGER.addHandler(handler)
     try:

@@ -10,6 +10,7 @@ from fastseg_losses.training.labels import MODES
 if TYPE_CHECKING:
     from fastseg_losses.training.config import TrainConfig
 
+PRECISIONS = ("auto", "off", "bf16", "fp16")
 SCHEDULES = ("constant", "cosine", "poly")
 LOSSES = ("combined", "bce", "ce", "dice", "iou", "tversky", "focal")
 # The same loss in each mode, under the name that it has there.
@@ -23,6 +24,12 @@ COMBINED_WEIGHTS: dict[str, float] = {
     "iou_weight": 0.0,
     "tversky_weight": 0.0,
 }
+
+# What happens to training images, and how strongly where nothing is given. Shrinking by more than
+# 2 would need antialiasing, so 1 is the most.
+AUGMENTATIONS = ("none", "flips", "full")
+AUGMENT_STRENGTHS: dict[str, float] = {"rotate": 15.0, "scale": 0.25, "colour": 0.2}
+_MOST = {"rotate": 180.0, "scale": 1.0, "colour": 1.0}
 
 # Without --data the run must end in about two minutes on two CPU cores and visibly learn.
 SYNTHETIC_DEFAULTS: dict[str, Any] = {
@@ -47,13 +54,19 @@ def check_settings(config: TrainConfig) -> None:
         ("batch_size", 1),
         ("image_size", 8),
         ("num_workers", 0),
+        ("cache_mb", 0),
         ("seed", 0),
         ("check_every", 1),
         ("warmup_steps", 0),
+        ("accumulate", 1),
+        ("min_epochs", 0),
     ):
         _check(config, name, least <= getattr(config, name), f"a whole number of at least {least}")
-    _check(config, "max_steps", config.max_steps is None or config.max_steps >= 1, "at least 1")
-    _check(config, "patience", config.patience is None or config.patience >= 1, "at least 1")
+    for name in ("max_steps", "patience", "save_every", "overfit_batches"):
+        value = getattr(config, name)
+        _check(config, name, value is None or value >= 1, "at least 1")
+    _check(config, "ema", config.ema is None or 0 < config.ema < 1, "a number above 0 and below 1")
+    _check(config, "amp", config.amp in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
     _check(config, "image_size", config.image_size <= 8192, "at most 8192")
     _check(config, "seed", config.seed < 2**32, "less than 2**32")
     _check(config, "lr", math.isfinite(config.lr) and config.lr > 0, "a finite number above 0")
@@ -69,6 +82,11 @@ def check_settings(config: TrainConfig) -> None:
     _check(config, "clip_grad", good, "a finite number above 0")
     fraction = config.val_fraction
     _check(config, "val_fraction", 0 < fraction < 1, "a number above 0 and below 1")
+    share = config.oversample_foreground
+    good = share is None or 0 < share < 1
+    _check(config, "oversample_foreground", good, "a number above 0 and below 1")
+    good = share is None or config.mode == "binary"
+    _check(config, "oversample_foreground", good, "mode binary beside it: ids have no background")
     bits = config.image_bits
     _check(config, "image_bits", bits is None or 8 <= bits <= 16, "a whole number from 8 to 16")
     _check(config, "mode", config.mode in MODES, f"one of {', '.join(MODES)}")
@@ -78,7 +96,16 @@ def check_settings(config: TrainConfig) -> None:
     _check(config, "val", config.val is None or config.data is not None, "--data beside --val")
     good = not config.dry_run or config.data is not None
     _check(config, "dry_run", good, "--data beside --dry-run")
+    good = config.overfit_batches is None or config.oversample_foreground is None
+    _check(config, "overfit_batches", good, "none beside --oversample-foreground")
+    if config.batch_dice:
+        good = config.loss in ("combined", "dice", "iou", "tversky")
+        _check(config, "loss", good, "one with Dice, IoU or Tversky beside --batch-dice")
+        good = config.accumulate == 1
+        _check(config, "accumulate", good, "1 beside --batch-dice, which is about one batch")
     _check_weights(config)
+    _check_augmentation(config)
+    _check_pseudo(config)
     if config.labels is not None and config.data is None:
         for name, value in (
             ("num_classes", SYNTHETIC_CLASSES),
@@ -86,6 +113,38 @@ def check_settings(config: TrainConfig) -> None:
         ):
             good = getattr(config, name) in (value, None)
             _check(config, name, good, f"{value} without --data, as in the synthetic set")
+
+
+def _check_pseudo(config: TrainConfig) -> None:
+    weight, sure = config.pseudo_weight, config.pseudo_confidence
+    good = weight is None or (math.isfinite(weight) and weight > 0)
+    _check(config, "pseudo_weight", good, "a finite number above 0")
+    good = weight is None or config.data is not None
+    _check(config, "pseudo_weight", good, "--data beside --pseudo-weight")
+    _check(config, "pseudo_confidence", 0 <= sure <= 1, "a number from 0 to 1")
+    good = weight is not None or sure == type(config).pseudo_confidence
+    _check(config, "pseudo_confidence", good, "--pseudo-weight beside --pseudo-confidence")
+
+
+def check_strength(name: str, value: float) -> None:
+    """Check how strong an augmentation is.
+
+    Raises:
+        ValueError: it is out of range.
+    """
+    if not 0 <= value <= _MOST[name]:
+        raise ValueError(f"{name}: expected a number from 0 to {_MOST[name]:g}, got {value!r}")
+
+
+def _check_augmentation(config: TrainConfig) -> None:
+    names = ", ".join(AUGMENTATIONS)
+    _check(config, "augment", config.augment in AUGMENTATIONS, f"one of {names}")
+    for name in AUGMENT_STRENGTHS:
+        value = getattr(config, name)
+        good = value is None or config.augment == "full"
+        _check(config, name, good, f"no strength beside augment {config.augment!r}")
+        if value is not None:
+            check_strength(name, value)
 
 
 def _check_weights(config: TrainConfig) -> None:

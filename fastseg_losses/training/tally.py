@@ -66,6 +66,21 @@ class Tally:
         self._pred_positive += weight * snapshot.pred_positive
         self._target_positive += weight * snapshot.target_positive
 
+    @classmethod
+    def joined(cls, parts: Sequence[Tally]) -> Tally:
+        """The tally of the batches of all parts."""
+        whole = cls(parts[0].num_classes)
+        for part in parts:
+            for name, value in vars(part).items():
+                mine = getattr(whole, name)
+                if name == "_pred_max":
+                    whole._pred_max = max(mine, value)
+                elif isinstance(value, list):
+                    setattr(whole, name, _added(mine, value))
+                elif name != "num_classes":
+                    setattr(whole, name, mine + value)
+        return whole
+
     @property
     def loss(self) -> float:
         """Mean loss; NaN if nothing was valid."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fastseg_losses.training.options import option
-from fastseg_losses.training.settings import LOSSES, SCHEDULES
+from fastseg_losses.training.settings import LOSSES, PRECISIONS, SCHEDULES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,26 @@ class TrainingOptions:
     focal_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
     iou_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
     tversky_weight: float | None = option("loss", None, "weight in --loss combined", parse=float)
+    pseudo_weight: float | None = option(
+        "loss",
+        None,
+        "train on rows with a pseudo-mask too (`train.py pseudo-label` makes them): the loss is "
+        "that of the annotated rows plus N times that of these; without it they are not used",
+        parse=float,
+    )
+    pseudo_confidence: float = option(
+        "loss",
+        0.6,
+        "pixels of a pseudo-mask whose confidence is lower count for nothing, 0 to 1",
+        parse=float,
+    )
+    batch_dice: bool = option(
+        "loss",
+        False,
+        "Dice, IoU and Tversky over the whole batch, under torchrun that of all processes, and not "
+        "image by image",
+        parse=bool,
+    )
     model: str | None = option(
         "training",
         None,
@@ -38,7 +58,16 @@ class TrainingOptions:
     patience: int | None = option(
         "training", None, "end after N epochs without a better validation score", parse=int
     )
-    batch_size: int = option("training", 8, "images per step", parse=int)
+    min_epochs: int = option("training", 0, "epochs before --patience may end a run", parse=int)
+    batch_size: int = option(
+        "training", 8, "images per batch (under torchrun: in each process)", parse=int
+    )
+    accumulate: int = option(
+        "training",
+        1,
+        "batches per optimizer step; each counts by what is annotated in it",
+        parse=int,
+    )
     lr: float = option("training", 1e-3, "learning rate of AdamW, at its highest", parse=float)
     schedule: str = option(
         "training",
@@ -54,6 +83,28 @@ class TrainingOptions:
         None,
         "the gradients' norm at most; their mean norm before that goes into metrics.csv",
         parse=float,
+    )
+    ema: float | None = option(
+        "training",
+        None,
+        "validate and save an exponential moving average of the weights too, which keeps this "
+        "share of itself at each step (0.999, for instance)",
+        parse=float,
+    )
+    amp: str = option(
+        "training",
+        "auto",
+        "precision of the net's forward; the loss is always summed in float32. auto: bf16 on CUDA "
+        "devices that have it, else off; fp16 scales the loss",
+        choices=PRECISIONS,
+    )
+    compile: bool = option("training", False, "torch.compile the net", parse=bool)
+    overfit_batches: int | None = option(
+        "training",
+        None,
+        "train and validate on the first N batches of annotated rows with foreground, unshuffled "
+        "and unaugmented: a net that cannot learn them has a fault in code or labels",
+        parse=int,
     )
     weight_decay: float = option("training", 1e-2, "weight decay of AdamW", parse=float)
     seed: int = option("training", 0, "same seed, same weights, bit by bit on the CPU", parse=int)

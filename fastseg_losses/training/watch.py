@@ -7,9 +7,11 @@ device. Every ``check_every`` batches it judges the batches since the last check
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from fastseg_losses.stats import SegmentationSnapshot
 from fastseg_losses.training.findings import Cause, Finding, validation_fell
+from fastseg_losses.training.plain_state import from_plain, to_plain
 from fastseg_losses.training.score_watch import ScoreWatch, Turn
 from fastseg_losses.training.tally import Tally
 
@@ -44,6 +46,16 @@ class Monitor:
         self._found = False
         self._reported: set[Cause] = set()
         self._scores = ScoreWatch(patience * check_every)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has seen and said so far, as plain values."""
+        remembered = {name: v for name, v in vars(self).items() if name.startswith("_")}
+        plain: dict[str, Any] = to_plain(remembered)
+        return plain
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        vars(self).update(from_plain(state))
 
     def observe(self, snapshot: SegmentationSnapshot, *, lr: float) -> list[Finding]:
         """Take in the next batch's statistics, in order.

@@ -13,6 +13,7 @@ from training.index_files import png, write_index
 from fastseg_losses.losses import get_loss_function
 from fastseg_losses.training.class_monitor import ClassMonitor
 from fastseg_losses.training.config import resolve
+from fastseg_losses.training.distributed import World
 from fastseg_losses.training.launch import launch
 from fastseg_losses.training.model import LightweightUNet
 from fastseg_losses.training.monitor import CollapseMonitor
@@ -68,7 +69,11 @@ def small_net(spec: str | None, classes: int) -> LightweightUNet:
 
 
 def make_trainer(
-    folder: Path, device: torch.device, check_every: int = 50, **settings: Any
+    folder: Path,
+    device: torch.device,
+    check_every: int = 50,
+    world: World | None = None,
+    **settings: Any,
 ) -> Trainer:
     """A trainer without data, to be fed by hand."""
     config = resolve({"check_every": check_every} | settings)
@@ -82,6 +87,7 @@ def make_trainer(
         monitor=CollapseMonitor() if labels is None else ClassMonitor(labels.num_classes),
         folder=folder,
         device=device,
+        world=world,
     )
 
 

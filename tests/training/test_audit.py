@@ -31,6 +31,7 @@ def test_counts_of_a_mixed_set(tmp_path: Path) -> None:
     assert isinstance(found, Census)
     assert found.rows == 7
     assert found.annotated == 4
+    assert found.foreground_rows == (0, 3, 4)
     assert found.foreground == 3
     assert found.empty == 1
     assert found.unannotated == 3
@@ -61,8 +62,8 @@ def test_sixteen_bit_images_are_looked_at(largest: int, bits: int, tmp_path: Pat
 
 def test_only_the_rows_asked_for_are_counted(tmp_path: Path) -> None:
     path = write_simple(tmp_path / "s.parquet", 6, mask=[mask(0), zeros()] * 3)
-    found = census(path, [5, 0, 3])
-    assert (found.rows, found.foreground, found.empty) == (3, 1, 2)
+    found = census(path, [5, 4, 3])
+    assert (found.rows, found.foreground_rows, found.empty) == (3, (4,), 2)
     assert census(path, []).rows == 0
 
 
@@ -75,6 +76,27 @@ def test_unannotated_masks_change_nothing(tmp_path: Path) -> None:
     assert counted[0] == counted[1] == counted[2]
     assert counted[0].unannotated == 2
     assert counted[0].mask_values == (0, 1)
+
+
+def test_pseudo_masks_have_a_line_and_count_as_nothing_else(tmp_path: Path) -> None:
+    images, masks = [image(i, 10) for i in range(4)], [share(0.1), GARBAGE, share(0.5), GARBAGE]
+    flags = [True, False, False, False]
+    path = tmp_path / "s.parquet"
+    means = [0.1, None, 0.8, 0.9]
+    write_index(
+        path, images, masks, flags, mask_source=["d", None, "a", "b"], mask_confidence=means
+    )
+    found = census(path)
+    assert (found.pseudo, found.pseudo_sources) == (2, ("a", "b"))
+    assert (found.annotated, found.unannotated, found.unreadable) == (1, 3, 0)
+    assert found.mask_values == (0, 255)
+    (line,) = [line for line in found.lines() if "pseudo" in line]
+    assert line.endswith("2 (50.0% of all rows), from a, b, mean confidence 0.850")
+    assert "pseudo" not in "".join(census(path, [0, 1]).lines())
+    many = [f"net {i}" for i in range(4)]
+    write_index(path, images, [None] * 4, [False] * 4, mask_source=many)
+    line = next(line for line in census(path).lines() if "pseudo" in line)
+    assert line.endswith("net 0, net 1, net 2, ... (4 sources), mean confidence unknown")
 
 
 def test_nothing_annotated(tmp_path: Path) -> None:

@@ -5,52 +5,36 @@ import torch
 from torch import nn
 
 from fastseg_losses.training import checkpoint
-from fastseg_losses.training.checkpoint import first_nonfinite, save_checkpoint
-from fastseg_losses.training.config import TrainConfig, resolve
+from fastseg_losses.training.checkpoint import (
+    FORMAT,
+    first_nonfinite,
+    load_checkpoint,
+    result_weights,
+    save_checkpoint,
+)
+
+STATE = {"model": {"weight": torch.ones(3)}, "average": None, "step": 42}
 
 
-def stepped() -> tuple[nn.Module, torch.optim.Optimizer]:
-    net = nn.Conv2d(3, 1, 3)
-    optimizer = torch.optim.AdamW(net.parameters())
-    net(torch.randn(1, 3, 4, 4)).sum().backward()
-    optimizer.step()
-    return net, optimizer
-
-
-def save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    save_checkpoint(
-        path,
-        model=net,
-        optimizer=optimizer,
-        config=resolve({"epochs": 7}),
-        epoch=3,
-        step=42,
-        metrics={"epoch": 3, "val_dice": 0.5},
-    )
-
-
-def test_a_checkpoint_is_plain_data_and_complete(tmp_path: Path) -> None:
-    net, optimizer = stepped()
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    save(path, net, optimizer)
-    state = torch.load(path, weights_only=True)
-    other = nn.Conv2d(3, 1, 3)
-    other.load_state_dict(state["model"])
-    assert torch.equal(other.weight, net.weight)
-    again = torch.optim.AdamW(other.parameters())
-    again.load_state_dict(state["optimizer"])
-    assert again.state_dict()["state"][0]["step"] == 1
-    assert TrainConfig.from_dict(state["config"]).epochs == 7
-    assert (state["epoch"], state["step"], state["metrics"]["val_dice"]) == (3, 42, 0.5)
+    save_checkpoint(path, STATE)
+    state = load_checkpoint(path)
+    assert torch.equal(result_weights(state)["weight"], torch.ones(3))
+    assert (state["step"], state["format"]) == (42, FORMAT)
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_the_average_is_the_result() -> None:
+    state = STATE | {"average": {"model": {"weight": torch.zeros(3)}, "updates": 3}}
+    assert not result_weights(state)["weight"].any()
 
 
 def test_a_crash_while_saving_leaves_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net, optimizer = stepped()
     path = tmp_path / "last.pt"
-    save(path, net, optimizer)
+    save_checkpoint(path, STATE)
     before = path.read_bytes()
 
     def crash(state: object, file: object) -> None:
@@ -59,9 +43,34 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(
 
     monkeypatch.setattr(checkpoint.torch, "save", crash)
     with pytest.raises(OSError, match="disk full"):
-        save(path, net, optimizer)
+        save_checkpoint(path, STATE)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        import os
+
+        return os.system, ("touch pwned",)
+
+
+def test_other_files_are_refused_and_nothing_in_them_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.pt"
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_checkpoint(path)
+    for content in ({"format": 1}, {"format": "2"}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=f"expected a checkpoint of format {FORMAT}, got"):
+            load_checkpoint(path)
+    for content in ({"format": FORMAT, "model": Evil()}, [1], {}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match="expected a checkpoint of train.py"):
+            load_checkpoint(path)
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_the_first_parameter_that_is_lost_is_named() -> None:

@@ -7,7 +7,7 @@ import pytest
 from fastseg_losses.training.command_line import parse_args
 from fastseg_losses.training.config import TrainConfig, resolve
 from fastseg_losses.training.labels import Labels
-from fastseg_losses.training.settings import COMBINED_WEIGHTS, SYNTHETIC_DEFAULTS
+from fastseg_losses.training.settings import AUGMENT_STRENGTHS, COMBINED_WEIGHTS, SYNTHETIC_DEFAULTS
 
 
 def test_without_data_the_small_defaults_apply_unless_overridden() -> None:
@@ -28,6 +28,14 @@ def test_the_combined_loss_gets_its_default_weights_where_none_is_given() -> Non
 
 def test_a_single_loss_has_no_weights() -> None:
     assert resolve({"loss": "dice"}).loss_arguments() == {"ignore_index": 255}
+
+
+def test_only_full_augmentation_has_strengths() -> None:
+    full = resolve({"augment": "full", "rotate": 180.0})
+    assert full.augment_strengths() == AUGMENT_STRENGTHS | {"rotate": 180.0}
+    assert (full.rotate, full.scale) == (180.0, AUGMENT_STRENGTHS["scale"])
+    assert resolve({}).augment == "flips"
+    assert resolve({}).augment_strengths() == {}
 
 
 def test_multiclass_is_read_and_reaches_the_loss() -> None:
@@ -55,6 +63,7 @@ def test_multiclass_defaults() -> None:
         {},
         {"loss": "dice", "data": "d"},
         {"max_steps": 7, "lr": 0.1},
+        {"augment": "full", "colour": 0.0},
         {"mode": "multiclass"},
         {"mode": "multiclass", "data": "d", "num_classes": 7, "ignore_index": 3},
     ],
@@ -74,6 +83,7 @@ def test_an_unknown_setting_is_named() -> None:
 
 
 MULTICLASS = {"data": "d", "mode": "multiclass", "num_classes": 3}
+PSEUDO = {"data": "d", "pseudo_weight": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +93,7 @@ MULTICLASS = {"data": "d", "mode": "multiclass", "num_classes": 3}
         ({"batch_size": 0}, "batch_size: expected"),
         ({"image_size": 4}, "image_size: expected"),
         ({"image_size": 100_000}, "image_size: expected at most 8192"),
+        ({"cache_mb": -1}, "cache_mb: expected a whole number of at least 0"),
         ({"num_workers": -1}, "num_workers: expected"),
         ({"seed": -1}, "seed: expected"),
         ({"seed": 2**32}, "seed: expected less than"),
@@ -107,7 +118,22 @@ MULTICLASS = {"data": "d", "mode": "multiclass", "num_classes": 3}
         ({"on_collapse": "panic"}, "on_collapse: expected warn or stop"),
         ({"val": "v.parquet"}, "val: expected --data beside --val"),
         ({"bce_weight": -0.1}, "bce_weight: expected"),
+        ({"data": "d", "pseudo_weight": 0.0}, "pseudo_weight: expected a finite number above 0"),
+        ({"pseudo_weight": 1.0}, "pseudo_weight: expected --data beside --pseudo-weight"),
+        (PSEUDO | {"pseudo_confidence": 1.5}, "pseudo_confidence: expected a number from 0 to 1"),
+        (PSEUDO | {"pseudo_confidence": float("nan")}, "pseudo_confidence: expected a number"),
+        ({"data": "d", "pseudo_confidence": 0.5}, "pseudo_confidence: expected --pseudo-weight"),
         ({"loss": "dice", "bce_weight": 0.5}, "bce_weight: expected no weight beside loss 'dice'"),
+        ({"augment": "all"}, "augment: expected one of none, flips, full, got 'all'"),
+        ({"rotate": 10.0}, "rotate: expected no strength beside augment 'flips', got 10.0"),
+        ({"augment": "full", "rotate": 181.0}, "rotate: expected a number from 0 to 180, got 181"),
+        ({"augment": "full", "scale": -0.1}, "scale: expected a number from 0 to 1, got -0.1"),
+        ({"augment": "full", "colour": float("nan")}, "colour: expected a number .*, got nan"),
+        ({"oversample_foreground": 1.0}, "oversample_foreground: expected a number above 0 and"),
+        (
+            MULTICLASS | {"oversample_foreground": 0.3},
+            "oversample_foreground: .* mode binary",
+        ),
         (dict.fromkeys(COMBINED_WEIGHTS, 0.0), "expected one above 0, got all 0"),
     ],
 )

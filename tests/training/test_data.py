@@ -1,13 +1,12 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from training.index_files import GARBAGE, SIZE, image, mask, write_index, write_simple
 
-from fastseg_losses.training import data as data_module
+from fastseg_losses.training.augment import Augmentation
 from fastseg_losses.training.data import (
     DataError,
     EpochSampler,
@@ -46,6 +45,21 @@ def test_keep_unannotated_concerns_training_only(tmp_path: Path) -> None:
     splits = open_index(path, keep_unannotated=True)
     assert splits.train.rows == (0, 1)
     assert splits.val.rows == (2,)
+
+
+def test_pseudo_masks_train_and_never_validate(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    sources = ["net", None, "net", "net", "net", None]
+    flags = [False, False, True, False, True, True]
+    marked = ["train", "train", "train", "val", "val", "val"]
+    write_simple(path, 6, has_segmentation=flags, mask_source=sources, split=marked)
+    assert open_index(path).train.rows == (2,)
+    splits = open_index(path, use_pseudo=True)
+    assert splits.train.rows == (0, 2)
+    assert splits.val.rows == (4, 5)
+    assert open_index(path, use_pseudo=True, keep_unannotated=True).train.rows == (0, 1, 2)
+    drawn = write_simple(tmp_path / "d.parquet", 6, has_segmentation=flags, mask_source=["net"] * 6)
+    assert not set(open_index(drawn, use_pseudo=True).val.rows) & {0, 1, 3}
 
 
 def test_random_split_is_seeded_and_takes_annotated_rows(tmp_path: Path) -> None:
@@ -105,6 +119,9 @@ def test_arguments_out_of_range(tmp_path: Path) -> None:
             make_loader(dataset, **(good | {name: value}))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size: expected at most the 6 rows"):
         make_loader(dataset, **(good | {"batch_size": 7, "drop_last": True}))  # type: ignore[arg-type]
+    two = good | {"batch_size": 4, "drop_last": True, "world_size": 2}
+    with pytest.raises(ValueError, match="got 4 for each of 2 processes"):
+        make_loader(dataset, **two)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one row"):
         make_loader(ParquetSegmentation(splits.train.index, [], SIZE), **good)  # type: ignore[arg-type]
 
@@ -125,7 +142,7 @@ def test_loader_of_an_empty_validation_side_is_empty(tmp_path: Path) -> None:
 def loader_of(path: Path, workers: int, start_method: str | None = None) -> "DataLoader[Sample]":
     index = IndexTable(path)
     return make_loader(
-        ParquetSegmentation(index, range(len(index)), SIZE, augment=True, seed=5),
+        ParquetSegmentation(index, range(len(index)), SIZE, augment=Augmentation(), seed=5),
         batch_size=3,
         shuffle=True,
         num_workers=workers,
@@ -196,35 +213,37 @@ def test_worker_error_still_names_the_cell(tmp_path: Path) -> None:
     batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def test_sampler_goes_to_an_epoch(tmp_path: Path) -> None:
-    index = IndexTable(write_simple(tmp_path / "s.parquet"))
-    data = ParquetSegmentation(index, range(8), SIZE)
-    sampler = EpochSampler(data, shuffle=True, seed=0)
-    passes = [list(sampler) for _ in range(3)]
-    assert [{epoch for epoch, _ in order} for order in passes] == [{0}, {1}, {2}]
-    fresh = EpochSampler(data, shuffle=True, seed=0)
-    fresh.set_epoch(2)
-    assert list(fresh) == passes[2]
-    assert list(EpochSampler(data, shuffle=True, seed=1)) != passes[0]
-    assert list(EpochSampler(data, shuffle=False, seed=0)) == [(0, i) for i in range(8)]
-
-
-def test_large_set_is_shuffled_within_windows_of_row_groups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [0, 1])
+def test_processes_divide_each_batch_and_can_begin_within_an_epoch(
+    tmp_path: Path, workers: int
 ) -> None:
-    index = IndexTable(write_simple(tmp_path / "s.parquet", 12, row_group_size=2))
-    window = max(index.group_image_bytes) * 2 + 10
-    monkeypatch.setattr(data_module, "GROUP_CACHE_BYTES", 2 * window)
-    data = ParquetSegmentation(index, range(1, 12), SIZE)
-    sampler = EpochSampler(data, shuffle=True, seed=0)
-    orders = [[position for _, position in sampler] for _ in range(3)]
-    for order in orders:
-        assert sorted(order) == list(range(11))
-        groups = [index.group_of(int(data.rows[position])) for position in order]
-        last = {group: i for i, group in enumerate(groups)}
-        for start, group in enumerate(groups):
-            alive = {g for i, g in enumerate(groups) if i <= start <= last[g]}
-            assert len(alive) <= 2  # never more row groups in use than the window holds
-            assert group in alive
-    assert orders[0] != orders[1]
-    assert np.any(np.diff(orders[0]) != 1)
+    index = IndexTable(mixed(tmp_path / "s.parquet", [True, False, True] * 3))
+    data = ParquetSegmentation(index, range(9), SIZE, augment=Augmentation(), seed=5)
+
+    def loader(batch_size: int, **options: int) -> "DataLoader[Sample]":
+        return make_loader(
+            data,
+            batch_size=batch_size,
+            shuffle=True,
+            num_workers=workers,
+            seed=5,
+            drop_last=False,
+            **options,  # type: ignore[arg-type]
+        )
+
+    whole = loader(4)
+    parts = [loader(2, rank=rank, world_size=2) for rank in range(2)]
+    for each in (whole, *parts):
+        assert len(each) == 3
+        assert isinstance(each.sampler, EpochSampler)
+        each.sampler.start(1, skip=1)
+    last = None
+    for batch, a, b in zip(whole, *parts, strict=True):
+        count = len(batch["row"])
+        last = (a["valid"], b["valid"], count)
+        for key in ("image", "mask", "valid", "row"):
+            assert torch.equal(torch.cat([a[key], b[key]])[:count], batch[key])
+    # The last batch has a single row, which the first process has; the second fills up with it.
+    assert last is not None
+    assert not last[1].any()
+    assert last[2] == 1

@@ -1,9 +1,10 @@
 import io
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch import Tensor, nn
 from training.index_files import png, write_index, zeros
@@ -24,7 +25,6 @@ from fastseg_losses.training import launch as launching
 from fastseg_losses.training import outputs
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.exit_codes import EXIT_BAD_INPUT, EXIT_OK, EXIT_REFUSED
-from fastseg_losses.training.launch import pick_device
 
 
 @pytest.fixture(autouse=True)
@@ -138,11 +138,50 @@ def test_rows_that_a_second_file_leaves_out_are_counted(
     assert "left out" not in caplog.text
 
 
-def test_flips_can_be_switched_off(tmp_path: Path) -> None:
+def test_augmentation_can_be_chosen(tmp_path: Path) -> None:
     data = write_set(tmp_path / "d.parquet")
-    for name, off in (("flips", False), ("none", True)):
-        run(data, tmp_path / name, no_flips=off)
-    assert not same(weights(tmp_path / "flips"), weights(tmp_path / "none"))
+    for name in ("none", "flips", "full"):
+        assert run(data, tmp_path / name, augment=name) == EXIT_OK
+        assert "outside [0, 1]" not in log(tmp_path / name)
+    results = [weights(tmp_path / name) for name in ("none", "flips", "full")]
+    assert not any(same(a, b) for a, b in itertools.combinations(results, 2))
+    run(data, tmp_path / "again", augment="full")
+    assert same(weights(tmp_path / "again"), results[-1])
+
+
+def test_oversampled_foreground_is_counted_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 20 training rows: 4 with foreground, 16 drawn as empty.
+    undrawn = [row for row in range(ROWS) if row % 6 != 0]
+    data = write_set(tmp_path / "d.parquet", undrawn=undrawn, cell=zeros(SIZE), marked=True)
+    contexts = []
+    original = launching.CollapseMonitor
+
+    def spy(**options: Any) -> Any:
+        contexts.append(original(**options).context)
+        return original(**options)
+
+    monkeypatch.setattr(launching, "CollapseMonitor", spy)
+    assert run(data, tmp_path / "a", oversample_foreground=0.5) == EXIT_OK
+    text = "rows with foreground: 20.0% of the 20 training rows, 50.0% of an epoch's draws"
+    assert f"{text}\n" in log(tmp_path / "a")
+    assert run(data, tmp_path / "b", oversample_foreground=0.1) == EXIT_OK
+    assert "20.0% of an epoch's draws (at least 10.0% without oversampling)" in log(tmp_path / "b")
+    assert [context.empty_share for context in contexts] == [0.5, 0.8]
+    assert [context.empty_rows for context in contexts] == [16, 16]
+    # As many draws as rows, more of them with foreground: the targets' mean rises accordingly.
+    a, b = (float(metrics(tmp_path / name)[0]["target_mean"]) for name in ("a", "b"))
+    assert a == pytest.approx(2.5 * b, rel=1e-5)
+
+
+def test_foreground_to_oversample_has_to_be_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_set(tmp_path / "d.parquet", undrawn=range(ROWS), cell=zeros(SIZE), marked=True)
+    options = {"allow_no_foreground": True, "oversample_foreground": 0.5}
+    assert run(data, tmp_path / "run", **options) == EXIT_BAD_INPUT
+    assert "--oversample-foreground: expected a training row with foreground" in caplog.text
 
 
 def test_the_last_line_names_the_last_score_and_the_alarms(tmp_path: Path) -> None:
@@ -211,14 +250,6 @@ def test_a_net_that_cannot_be_trained_is_one_line(
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith(f"--model: {message}")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_device_that_is_not_there_is_named() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device: expected auto, cpu, cuda or cuda:N, got 'gpu'"):
-        pick_device("gpu")
-    with pytest.raises(ValueError, match="device: 'cuda:99' asked for, but torch sees"):
-        pick_device("cuda:99")
 
 
 def test_a_dry_run_checks_everything_and_writes_nothing(

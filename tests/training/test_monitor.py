@@ -199,6 +199,16 @@ def test_many_empty_masks_make_a_collapse_a_question_about_the_masks() -> None:
     assert "has_segmentation" in finding.message
 
 
+def test_where_foreground_is_oversampled_what_is_drawn_counts() -> None:
+    monitor = CollapseMonitor(empty_rows=60, annotated_rows=100, drawn_empty_share=0.3)
+    (finding,) = feed(monitor, SILENT, 250)
+    share = "60 of 100 annotated training rows (60%, and 30% of those drawn) have an empty mask"
+    assert share in finding.message
+    survives = snapshot(0.1, 0.048, predicted=0.077, found=0.028)
+    few = CollapseMonitor(empty_rows=60, annotated_rows=100, drawn_empty_share=0.2)
+    assert feed(few, survives, 1000) == []
+
+
 def test_a_run_that_survives_undrawn_masks_is_asked_about_and_never_stopped() -> None:
     # The default loss at 60 % undrawn rows: measured precision 0.37, 1.6 times the drawn area.
     survives = snapshot(0.1, 0.048, predicted=0.077, found=0.028)

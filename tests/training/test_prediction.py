@@ -11,7 +11,7 @@ from training.class_files import write_class_set
 from training.index_files import png
 from training.runs import SIZE, run, squares, write_set
 
-from fastseg_losses.training import ParquetSegmentation, open_index, outputs
+from fastseg_losses.training import ParquetSegmentation, normalised, open_index, outputs
 from fastseg_losses.training.prediction import TrainedModel, load_model
 
 OWN = """
@@ -39,7 +39,8 @@ def test_an_image_is_prepared_as_in_training(tmp_path: Path) -> None:
     model = load_model(tmp_path / "run" / "best.pt")
     images, _ = squares()
     (tmp_path / "one.png").write_bytes(images[5])
-    expected = ParquetSegmentation(open_index(data).val.index, [5], SIZE)[0]["image"]
+    sample = ParquetSegmentation(open_index(data).val.index, [5], SIZE)[0]
+    expected = normalised(sample["image"])
     for image in (images[5], tmp_path / "one.png", str(tmp_path / "one.png")):
         assert torch.equal(model.prepare(image), expected[None])
     assert not model.net.training

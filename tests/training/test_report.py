@@ -26,7 +26,7 @@ def test_metrics_hold_the_columns_in_order_and_leave_missing_numbers_empty(
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == (
         "epoch,train_loss,val_loss,pred_mean,target_mean,pred_positive,pred_max,val_dice,val_iou,"
-        "lr,images_per_s"
+        "lr,images_per_s,data_share,peak_gb"
     )
     assert [(r["epoch"], r["val_dice"]) for r in rows] == [("1", ""), ("2", "0.75")]
     assert float(rows[0]["lr"]) == 1e-4
@@ -89,11 +89,12 @@ def test_multiclass_metrics_add_columns_behind_the_existing_ones(tmp_path: Path)
         "val_miou,val_mdice,val_iou_0,val_iou_1,val_dice_0,val_dice_1"
     )
     values = report.metrics(Tally(2), Tally(2)) | {"epoch": 1, "lr": 0.1, "images_per_s": 3.0}
+    values |= {"data_share": 0.25, "peak_gb": math.nan}
     assert set(values) == set(names)
     report.write_metrics(tmp_path / "metrics.csv", [values], names)
     header, line = (tmp_path / "metrics.csv").read_text().splitlines()
     assert header == ",".join(names)
-    assert line == "1" + "," * 9 + "0.1,3" + "," * 6  # what was not seen has no number
+    assert line == "1" + "," * 9 + "0.1,3,0.25" + "," * 7  # what was not seen has no number
 
 
 def test_multiclass_scores_are_those_of_the_validation_rows() -> None:
@@ -142,3 +143,12 @@ def test_colours_of_classes_differ_from_each_other_and_from_grey() -> None:
     colours = report.class_colours(20)
     assert len({tuple(colour) for colour in colours.round(2).tolist()}) == 20
     assert (colours.max(1) - colours.min(1)).min() > 0.3
+
+
+def test_a_line_of_the_log_says_what_is_known() -> None:
+    values = row(2) | {"data_share": 0.25, "peak_gb": math.nan}
+    line = report.epoch_line(values, 5, 40, math.nan)
+    assert line.startswith("epoch 2/5, step 40: train_loss ")
+    assert line.endswith("images/s, waited for data 25% of the time")
+    line = report.epoch_line(values | {"peak_gb": 1.5}, 5, 40, 90.0)
+    assert line.endswith(", peak memory 1.50 GiB, 1 min 30 s left")

@@ -8,10 +8,11 @@ import torch
 from training.class_files import palette_png
 from training.index_files import GARBAGE, SIZE, image, mask, png, write_index, write_simple, zeros
 
+from fastseg_losses.training.augment import Augmentation
 from fastseg_losses.training.decode import DataError
 from fastseg_losses.training.index import IndexTable
-from fastseg_losses.training.labels import Labels
-from fastseg_losses.training.samples import MEAN, STD, ParquetSegmentation
+from fastseg_losses.training.labels import BINARY_IGNORED, Labels
+from fastseg_losses.training.samples import MEAN, STD, Draw, ParquetSegmentation, normalised
 
 
 def dataset(path: Path, size: int = SIZE, **options: object) -> ParquetSegmentation:
@@ -19,14 +20,18 @@ def dataset(path: Path, size: int = SIZE, **options: object) -> ParquetSegmentat
     return ParquetSegmentation(index, range(len(index)), size, **options)  # type: ignore[arg-type]
 
 
-def test_a_sample_is_the_picture_normalised(tmp_path: Path) -> None:
+def test_a_sample_is_the_picture_to_be_normalised(tmp_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     drawn = np.random.default_rng(1).integers(0, 2, (SIZE, SIZE), np.uint8)
     sample = dataset(write_index(tmp_path / "s.parquet", [png(rgb)], [png(drawn)], [True]))[0]
     expected = (rgb / 255.0 - MEAN) / STD
-    assert sample["image"].dtype == torch.float32
+    assert sample["image"].dtype == torch.uint8
     assert sample["image"].shape == (3, SIZE, SIZE)
-    np.testing.assert_allclose(sample["image"].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    image = normalised(sample["image"])
+    assert image.dtype == torch.float32
+    np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    batch = torch.stack([sample["image"]] * 3)
+    assert torch.equal(normalised(batch), torch.stack([image] * 3))  # bit by bit
     assert sample["mask"].dtype == torch.uint8
     assert torch.equal(sample["mask"], torch.from_numpy(drawn)[None])
     assert sample["valid"].dtype == torch.bool
@@ -58,12 +63,15 @@ def test_mask_is_resized_to_nearest_and_image_is_interpolated(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "unread", [None, zeros(), mask(5), GARBAGE, png(np.zeros((2, 2), np.uint8))]
 )
-def test_unannotated_rows_never_depend_on_their_mask(tmp_path: Path, unread: bytes | None) -> None:
+@pytest.mark.parametrize("how", [Augmentation(), Augmentation(30, 0.3, 0.2)])
+def test_unannotated_rows_never_depend_on_their_mask(
+    tmp_path: Path, unread: bytes | None, how: Augmentation
+) -> None:
     flags = [True, False, False, True]
     images, masks = [image(i) for i in range(4)], [mask(i) for i in range(4)]
-    plain = dataset(write_index(tmp_path / "a.parquet", images, masks, flags), augment=True)
+    plain = dataset(write_index(tmp_path / "a.parquet", images, masks, flags), augment=how)
     masks[1] = masks[2] = unread  # type: ignore[call-overload]
-    other = dataset(write_index(tmp_path / "b.parquet", images, masks, flags), augment=True)
+    other = dataset(write_index(tmp_path / "b.parquet", images, masks, flags), augment=how)
     for epoch in range(4):
         for position, annotated in enumerate(flags):
             a, b = plain[epoch, position], other[epoch, position]
@@ -93,11 +101,41 @@ def test_mask_column_is_not_even_read_for_unannotated_rows(
     assert read == [(0, ["image"]), (1, ["image"]), (1, ["mask"])]
 
 
+@pytest.mark.parametrize("labels", [None, Labels(3, 255), Labels(3, 1), Labels(300, 65535)])
+def test_a_pseudo_mask_ignores_what_it_is_unsure_of(labels: Labels | None, tmp_path: Path) -> None:
+    drawn = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 2
+    sure = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 3 > 0
+    stored = (drawn * (255 if labels is None else 2)).astype(np.uint8)
+    columns = {
+        "mask_source": ["net", None],
+        "confidence": [png(np.where(sure, 230, 229).astype(np.uint8)), b"garbage"],
+    }
+    path = tmp_path / "s.parquet"
+    write_index(path, [image(0), image(1)], [png(stored)] * 2, [False] * 2, **columns)
+    index = IndexTable(path)
+    data = ParquetSegmentation(index, [0, 1], SIZE, labels=labels, pseudo_confidence=0.9)
+    ignored = 255 if labels is None else labels.ignore_index
+    value = 1 if labels is None else 2
+    assert np.array_equal(data[0]["mask"][0].numpy(), np.where(sure, drawn * value, ignored))
+    assert bool(data[0]["pseudo"]) and not bool(data[0]["valid"])
+    assert not data[1]["mask"].any() and not bool(data[1]["pseudo"])
+    off = ParquetSegmentation(index, [0, 1], SIZE, labels=labels)
+    assert not off[0]["mask"].any() and not bool(off[0]["pseudo"])
+
+
+def test_an_annotated_row_is_never_a_pseudo_mask(tmp_path: Path) -> None:
+    path = write_simple(tmp_path / "s.parquet", 2, mask_source=["net", None])
+    data = ParquetSegmentation(IndexTable(path), [0], SIZE, pseudo_confidence=0.9)
+    assert bool(data[0]["valid"]) and not bool(data[0]["pseudo"])
+    with pytest.raises(ValueError, match="never read, the row has no pseudo-mask"):
+        data.index.pseudo_cell(0, "mask")
+
+
 def test_flips_depend_on_seed_epoch_and_row_only(tmp_path: Path) -> None:
     path = write_simple(tmp_path / "s.parquet", 6)
     index = IndexTable(path)
     plain = ParquetSegmentation(index, range(6), SIZE)
-    data = ParquetSegmentation(index, range(6), SIZE, augment=True, seed=3)
+    data = ParquetSegmentation(index, range(6), SIZE, augment=Augmentation(), seed=3)
     seen = set()
     for epoch in range(6):
         for position in range(6):
@@ -112,11 +150,52 @@ def test_flips_depend_on_seed_epoch_and_row_only(tmp_path: Path) -> None:
             seen.add(matching[0])
     assert seen == {(), (1,), (2,), (1, 2)}
     # Another order of rows, a single row and no cache give the same samples.
-    other = ParquetSegmentation(index, [5, 2], SIZE, augment=True, seed=3, cache_bytes=0)
+    other = ParquetSegmentation(index, [5, 2], SIZE, augment=Augmentation(), seed=3, cache_bytes=0)
     assert torch.equal(other[4, 0]["image"], data[4, 5]["image"])
     assert torch.equal(other[4, 1]["mask"], data[4, 2]["mask"])
-    reseeded = ParquetSegmentation(index, range(6), SIZE, augment=True, seed=4)
+    reseeded = ParquetSegmentation(index, range(6), SIZE, augment=Augmentation(), seed=4)
     assert any(not torch.equal(reseeded[0, i]["image"], data[0, i]["image"]) for i in range(6))
+
+
+def test_full_augmentation_depends_on_seed_epoch_and_row_only(tmp_path: Path) -> None:
+    index = IndexTable(write_simple(tmp_path / "s.parquet", 6))
+    how = Augmentation(30, 0.3, 0.2)
+    data = ParquetSegmentation(index, range(6), SIZE, augment=how, seed=3)
+    other = ParquetSegmentation(index, [5, 2], SIZE, augment=how, seed=3, cache_bytes=0)
+    for epoch in (0, 4):
+        for place, position in enumerate((5, 2)):
+            a, b = other[epoch, place], data[epoch, position]
+            assert torch.equal(a["image"], b["image"])
+            assert torch.equal(a["mask"], b["mask"])
+    assert not torch.equal(data[0, 2]["image"], data[1, 2]["image"])
+    values = {int(v) for position in range(6) for v in data[0, position]["mask"].unique()}
+    assert values == {0, 1, BINARY_IGNORED}
+    labels = Labels(2, 7)
+    classes = ParquetSegmentation(index, range(6), SIZE, augment=how, seed=3, labels=labels)
+    values = {int(v) for position in range(6) for v in classes[0, position]["mask"].unique()}
+    assert values == {0, 1, labels.ignore_index}
+
+
+def test_a_draw_can_be_a_repeat_or_not_count(tmp_path: Path) -> None:
+    data = dataset(write_simple(tmp_path / "s.parquet", 3), augment=Augmentation(30, 0.3, 0.2))
+    once, twice = data[Draw(1, 2)], data[Draw(1, 2, repeat=1)]
+    assert torch.equal(once["image"], data[1, 2]["image"])
+    assert not torch.equal(once["image"], twice["image"])
+    uncounted = data[Draw(1, 2, counts=False)]
+    assert torch.equal(once["image"], uncounted["image"])
+    assert bool(once["valid"])
+    assert not bool(uncounted["valid"])
+
+
+def test_rotation_knows_the_aspect_ratio_of_the_file(tmp_path: Path) -> None:
+    # A disk in a picture twice as wide as high, turned by any angle, stays half as wide as high.
+    y, x = np.mgrid[0:40, 0:80] + 0.5
+    disk = ((y - 20) ** 2 + (x - 40) ** 2 <= 15**2).astype(np.uint8)
+    path = write_index(tmp_path / "s.parquet", [png(disk)], [png(disk)], [True])
+    data = dataset(path, 64, augment=Augmentation(rotate=180))
+    for epoch in range(20):
+        rows, columns = torch.nonzero(data[epoch, 0]["mask"][0] == 1, as_tuple=True)
+        assert float(rows.double().std() / columns.double().std()) == pytest.approx(2, rel=0.05)
 
 
 def test_decoded_samples_are_kept_only_within_the_budget(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from training.runs import (
 from fastseg_losses.stats import decode
 from fastseg_losses.training import launch as launching
 from fastseg_losses.training import outputs
+from fastseg_losses.training.batches import to_device
 from fastseg_losses.training.exit_codes import (
     EXIT_COLLAPSED,
     EXIT_INTERRUPTED,
@@ -150,11 +151,11 @@ def test_nan_ends_the_run_with_its_own_code_and_keeps_the_last_good_weights(
 ) -> None:
     step = Trainer.train_step
 
-    def poisoned(self: Trainer, batch: dict[str, Any]) -> None:
+    def poisoned(self: Trainer, *batch: dict[str, Any]) -> None:
         if self.step == 7:  # 5 steps an epoch: in the second
             with torch.no_grad():
                 next(self.model.parameters()).fill_(float("nan"))
-        step(self, batch)
+        step(self, *batch)
 
     monkeypatch.setattr(Trainer, "train_step", poisoned)
     folder = tmp_path / "run"
@@ -170,10 +171,10 @@ def test_ctrl_c_saves_after_the_step_and_ends_with_130(
 ) -> None:
     step = Trainer.train_step
 
-    def interrupted(self: Trainer, batch: dict[str, Any]) -> None:
+    def interrupted(self: Trainer, *batch: dict[str, Any]) -> None:
         if self.step == 6:
             signal.raise_signal(signal.SIGINT)
-        step(self, batch)
+        step(self, *batch)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     before = signal.getsignal(signal.SIGINT)
@@ -201,7 +202,7 @@ def batch_of(valid: list[bool], *, classes: int = 0, pinned: bool = False) -> di
         else (torch.rand(count, 1, SIZE, SIZE) > 0.9).to(torch.uint8)
     )
     batch = {
-        "image": torch.randn(count, 3, SIZE, SIZE),
+        "image": torch.randint(256, (count, 3, SIZE, SIZE), dtype=torch.uint8),
         "mask": mask,
         "valid": torch.tensor(valid),
     }
@@ -268,8 +269,9 @@ def test_on_cuda_statistics_and_monitor_launch_no_kernel_of_their_own(
     batch = batch_of([True, False, True, True], classes=classes, pinned=True)
 
     def plain_step() -> None:
-        images, masks, valid = trainer._to_device(batch)
-        trainer.criterion(trainer.model(images), masks, valid).backward()
+        moved = to_device(batch, trainer.device)
+        logits = trainer.net(moved["image"])
+        trainer.criterion(logits, moved["mask"], moved["valid"]).backward()
         trainer.updates.optimizer.step()
         trainer.updates.optimizer.zero_grad(set_to_none=True)
 
