@@ -1,7 +1,8 @@
 # The development environment lives in .venv and is set up by whichever target needs it first.
 #   make train    train the built-in model on the embedded synthetic set
-#   make test     run the tests            make lint    lint, formatting, types
-#   make bench    run the benchmarks       make clean   remove .venv and what the tools left behind
+#   make test     run all tests            make lint    lint, formatting, types
+#   make test-quick   a minute's tests     make clean   remove .venv and what the tools left behind
+#   make bench    run the benchmarks
 # `make test PYTHON=python3.12` picks the interpreter of a new .venv.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check --constraint 
 PEERS  := monai==1.6.1 segmentation-models-pytorch==0.6.0
 STAMP  := $(VENV)/.installed
 
-.PHONY: train test lint bench clean
+.PHONY: train test test-quick lint bench clean
 
 train: $(STAMP)
 	$(PY) train.py
@@ -23,6 +24,15 @@ train: $(STAMP)
 test: $(STAMP)
 	$(PY) -m pytest -m "not compile_only"
 	TRITON_INTERPRET=0 $(PY) -m pytest tests -m compile_only
+
+# The losses on plain PyTorch, their arguments, errors and documents: without what takes the time, which is
+# interpreted kernels, drawn examples, other libraries and training.
+QUICK := --ignore=tests/compat --ignore=tests/training --ignore-glob='tests/test_ops*' \
+	--ignore=tests/test_single.py --ignore=tests/test_variants.py --ignore=tests/test_packaging.py \
+	--ignore=tests/test_train_cli.py
+
+test-quick: $(STAMP)
+	$(PY) -m pytest $(QUICK) -m "not compile_only and not slow and not hypothesis and not gpu"
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -124,6 +124,8 @@ def region_value(term: RegionTerm, I: Tensor, P: Tensor, T: Tensor) -> Tensor:  
         score = torch.where(empty, 1.0, (I + term.smooth) / torch.where(empty, 1.0, whole))
     floor = term.floor if term.floor > 0 else SCORE_FLOOR
     loss = -torch.log(score.clamp_min(floor)) if term.log_loss else term.offset - score
+    if term.gamma == 1:
+        return loss
     # loss ** gamma, continued as a straight line below the floor: at gamma < 1 its slope at 0 would
     # be infinite.
     return loss * loss.clamp_min(SCORE_FLOOR) ** (term.gamma - 1)
@@ -171,9 +173,8 @@ def counted_groups(absent: str, V: Tensor, T: Tensor) -> Tensor:
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator; 0 with a live graph where that is 0: there is nothing to average."""
-    empty = denominator == 0
-    return torch.where(empty, numerator * 0.0, numerator / torch.where(empty, 1.0, denominator))
+    """numerator / denominator, where 0 / 0 is 0 with a live graph: there is nothing to average."""
+    return numerator / torch.where(denominator == 0, 1.0, denominator)
 
 
 def region_values(spec: LossSpec, sums: Sums, w: Tensor, reduction: str) -> list[Tensor]:
@@ -199,7 +200,7 @@ def combine(spec: LossSpec, values: Sequence[Tensor]) -> Tensor:
     # not spec.terms: torch.compile calls no property of a spec that compat has made
     terms: tuple[PointTerm | RegionTerm, ...] = (*spec.points, *spec.regions)
     weighted = [term.weight * value for term, value in zip(terms, values, strict=True)]
-    return torch.stack(weighted).sum(0)
+    return sum(weighted[1:], weighted[0])
 
 
 def nonfinite(x: Tensor) -> Tensor:

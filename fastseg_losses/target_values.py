@@ -24,8 +24,10 @@ def check_range(t: Tensor, live: Tensor | None, *, multiclass: bool) -> None:
     if not t.numel():
         return
     least, largest = t.aminmax()  # NaN if there is one
-    if not bool(_outside(torch.stack((least, largest))).any()):
+    if float(least) >= 0 and float(largest) <= 1:
         return
+    if not bool(_outside(torch.stack((least, largest))).any()):
+        return  # within the tolerance
     outside = _outside(t)
     values, valid = t[outside], t.numel()
     if live is not None:
