@@ -52,6 +52,7 @@ def test_the_first_command_of_a_newcomer_works_anywhere(tmp_path: Path) -> None:
         "samples.png",
         "last.pt",
         "best.pt",
+        "report.html",
         "synthetic",
     }
     for part in ("Lightweight segmentation head", "Verdict:", "val_dice", "finished: 4 steps"):
