@@ -1,4 +1,6 @@
-"""Autograd and operators around the kernels; with `plans.py`, all that knows both torch and them.
+"""Autograd and operators around the kernels.
+
+With `plans.py` and `ops_generalized.py` all that knows both torch and the kernels.
 
 Eager calls go through an `autograd.Function` straight to a kept launch plan; compiled calls go
 through two `torch.library` operators, opaque to the compiler. Both end in the same two launches;

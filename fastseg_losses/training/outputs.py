@@ -91,6 +91,12 @@ class Outputs:
             save_checkpoint(self.folder / "last.pt", state)
         self.saved_step = state["step"]
 
+    def what_is_saved(self) -> str:
+        """What last.pt is, in words."""
+        if self.saved_step is None:
+            return "no checkpoint is written"
+        return f"{self.folder / 'last.pt'} is that of step {self.saved_step}"
+
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far, as plain values."""
         return {"rows": self.rows, "stale": self.stale, "best": self._best}

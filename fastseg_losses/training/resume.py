@@ -43,7 +43,6 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "epoch": trainer.epoch,
         "step": trainer.step,
         "metrics": dict(trainer.outputs.rows[-1]) if trainer.outputs.rows else {},
-        "batches": trainer.batches,
         "draws": trainer.batches * trainer.config.batch_size * trainer.world.size,
         "epoch_is_drawn": trainer.batches >= len(trainer.train_loader),
         "updates": trainer.updates.state_dict(),
@@ -76,8 +75,11 @@ def restore(trainer: Trainer, path: Path) -> None:
     trainer.epoch, trainer.step = state["epoch"], state["step"]
     trainer.batches = _batches_done(trainer, state)
     trainer.outputs.load_state_dict(state["outputs"])
+    trainer.outputs.saved_step = trainer.step
     trainer.findings = from_plain(state["findings"])
     _restore_rank(trainer, state["ranks"])
+    if not trainer.batches:  # what an epoch that begins anew has shown does not count twice
+        trainer.tally = Tally(trainer.tally.num_classes)
     LOGGER.info(
         "resumed %s: epoch %d, batch %d, step %d",
         path,
@@ -91,7 +93,7 @@ def _batches_done(trainer: Trainer, state: dict[str, Any]) -> int:
     """Batches of the epoch that need not be drawn again, at this run's batch size."""
     here, before = trainer.config, TrainConfig.from_dict(state["config"])
     changed = [name for name in ORDER_DEPENDS_ON if getattr(here, name) != getattr(before, name)]
-    if changed and state["batches"]:
+    if changed and state["draws"]:
         LOGGER.warning("another %s: epoch %d begins anew", changed[0], trainer.epoch + 1)
         return 0
     in_epoch = len(trainer.train_loader)

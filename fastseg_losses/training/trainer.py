@@ -264,9 +264,8 @@ class Trainer:
         where = f"first parameter that is not finite: {name}" if name else "parameters still finite"
         self.findings.append(Finding(Cause.NON_FINITE, self.step, f"{message} ({where})"))
         LOGGER.error("NaN or Inf: %s (%s, step %d)", message, where, self.step)
-        saved = self.outputs.saved_step
-        kept = "no checkpoint is written" if saved is None else f"last.pt is that of step {saved}"
-        self.endings.note(EXIT_NON_FINITE, f"stopped by NaN or Inf; {kept}")
+        saved = self.outputs.what_is_saved()
+        self.endings.note(EXIT_NON_FINITE, f"stopped by NaN or Inf; {saved}")
 
     def _validated(self) -> Tally:
         tally = Tally(self._classes)
@@ -313,6 +312,4 @@ class Trainer:
             return
         if self.endings.keeps_weights and self._is_finite():
             self.save_last()
-        self.endings.end(
-            f"interrupted at step {self.step}; {self.outputs.folder / 'last.pt'} is saved"
-        )
+        self.endings.end(f"interrupted at step {self.step}; {self.outputs.what_is_saved()}")

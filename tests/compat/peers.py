@@ -69,11 +69,11 @@ def result_dtype(theirs, expected, x, *rest):
     return theirs(x, *rest).dtype
 
 
-def check(ours, theirs, x, *rest, exact=None, tolerance=None, kind=None, parts=False):
+def check(ours, theirs, x, *rest, exact=None, tolerance=None, kind=None, parts=()):
     """Ours as the peer's in float64 (`exact`: another x for it), within a dtype's tolerance.
 
     The result's dtype is the peer's for this x, or `kind`; for one of half precision it is float32.
-    `parts`: two gradients of a size up to 1 may be added, each in x's dtype.
+    `parts`: the peers of losses whose gradients may be added, each rounded to x's dtype.
     """
     tolerance = tolerance or TOLERANCES[x.dtype]
     rest64 = [r.double() if r is not None and r.is_floating_point() else r for r in rest]
@@ -86,8 +86,10 @@ def check(ours, theirs, x, *rest, exact=None, tolerance=None, kind=None, parts=F
     least = (float(slope.abs().max()) if slope.numel() else 0.0) * tolerance + min(
         tolerance / 100, 1e-6
     )
-    if parts and x.dtype.itemsize == 2:
-        least += torch.finfo(x.dtype).eps
+    if x.dtype.itemsize == 2:
+        for part in parts:
+            size = value_and_gradient(part, x.double(), *rest64)[1].abs().nan_to_num(0.0, 0.0)
+            least += float(size.max()) * torch.finfo(x.dtype).eps / 2 if size.numel() else 0.0
     slope = slope.to(x.dtype) if x.dtype == torch.float16 else slope  # infinite beyond 65504
     close = {"rtol": tolerance, "check_dtype": False}
     torch.testing.assert_close(value.double(), expected.double(), atol=tolerance, **close)

@@ -132,15 +132,20 @@ class Drawn:
         return {"smooth_nr": self.pick(1e-5, 0.5, 0.0), "smooth_dr": self.pick(1e-5, 1.0)}
 
 
-def compare(name, arguments, drawn, *rest, tolerance=None, **options):
+def compare(name, arguments, drawn, *rest, tolerance=None, kind=None, lambdas=()):
     theirs = getattr(peers.monai(), name)(**arguments)
+    # each of two losses alone
+    parts = [
+        getattr(peers.monai(), name)(**arguments | {other: 0.0}).to(drawn.device)
+        for other in lambdas
+    ]
     if drawn.labels and drawn.dtype == torch.float64:
         tolerance = tolerance or 1e-6  # the peer's one-hot targets are float32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ours = getattr(monai, name)(**arguments).to(drawn.device)
         tensors = (each.to(drawn.device) for each in (drawn.x, drawn.y, *rest))
-        check(ours, theirs.to(drawn.device), *tensors, tolerance=tolerance, **options)
+        check(ours, theirs.to(drawn.device), *tensors, tolerance=tolerance, kind=kind, parts=parts)
 
 
 def dice(draw, device):
@@ -246,7 +251,7 @@ def dice_ce(draw, device):
         "label_smoothing": d.pick(0.0, 0.1),
     }
     arguments |= d.flags  # what is drawn may change them
-    compare("DiceCELoss", arguments, d, parts=True)
+    compare("DiceCELoss", arguments, d, lambdas=("lambda_dice", "lambda_ce"))
 
 
 def dice_focal(draw, device):
@@ -265,7 +270,8 @@ def dice_focal(draw, device):
         "alpha": d.pick(None, 0.25),
     }
     arguments |= d.flags  # what is drawn may change them
-    compare("DiceFocalLoss", arguments, d, tolerance=d.rough(1e-4), parts=True)
+    lambdas = ("lambda_dice", "lambda_focal")
+    compare("DiceFocalLoss", arguments, d, tolerance=d.rough(1e-4), lambdas=lambdas)
 
 
 DRAWN = [dice, masked_dice, tversky, generalized_dice, focal, dice_ce, dice_focal]

@@ -18,6 +18,7 @@ from fastseg_losses.training.exit_codes import (
     EXIT_NON_FINITE,
     EXIT_OK,
 )
+from fastseg_losses.training.tally import Tally
 from fastseg_losses.training.trainer import Trainer
 
 # 20 training rows: 5 batches an epoch.
@@ -50,9 +51,8 @@ def check_equal(folder: Path, unbroken: Path) -> None:
     assert curve(folder) == curve(unbroken)
     a, b = (torch.load(f / "last.pt", weights_only=True) for f in (folder, unbroken))
     assert same(a["model"], b["model"]) and same(a["average"]["model"], b["average"]["model"])
-    for name in ("epoch", "step", "batches", "metrics"):
-        if name != "metrics":
-            assert a[name] == b[name]
+    for name in ("epoch", "step", "draws", "epoch_is_drawn"):
+        assert a[name] == b[name]
     assert a["ranks"][0]["monitor"] == b["ranks"][0]["monitor"]
     assert torch.equal(a["ranks"][0]["random"]["torch"], b["ranks"][0]["random"]["torch"])
     assert same(weights(folder, "best.pt"), weights(unbroken, "best.pt"))
@@ -183,6 +183,33 @@ def test_settings_that_change_the_batches(
     # 16 of the second epoch's 20 rows were drawn: one batch of 4 is left; then 3 of the third's.
     assert torch.load(folder / "last.pt", weights_only=True)["step"] == 9 + 1 + 3
     assert train("--resume", str(folder), "--amp", "fp16", "--epochs", "4") == EXIT_OK
+
+
+def test_another_order_begins_the_epoch_anew(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    original = Trainer.train_step
+
+    def interrupted(self: Trainer, *batches: object) -> None:
+        original(self, *batches)  # type: ignore[arg-type]
+        if self.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        train("--data", f"{unbroken}/d.parquet", "--output-dir", str(folder), *OPTIONS)
+    seen: list[int] = []
+    joined = Tally.joined
+
+    def counted(parts: list[Tally]) -> Tally:
+        seen.append(parts[0].batches)
+        return joined(parts)
+
+    monkeypatch.setattr(Tally, "joined", counted)
+    assert train("--resume", str(folder), "--seed", "9", "--epochs", "1") == EXIT_OK
+    assert seen[0] == 5  # not 5 + 3
+    assert torch.load(folder / "last.pt", weights_only=True)["step"] == 3 + 5
 
 
 def test_nan_is_never_saved(unbroken: Path, tmp_path: Path) -> None:
