@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, schedule
 
 LOGGER = logging.getLogger("fastseg_losses.training")
@@ -70,17 +72,30 @@ class StepProfiler:
         (self._folder / "table.txt").write_text(table + "\n", encoding="utf-8")
         LOGGER.info("profile of %d steps: %s", RECORDED, self._folder)
         if self._on_cuda:
-            # an operator has the time of its kernels too, which stand for themselves
-            kernels = [part for part in parts if part.device_type.name == "CUDA"]
-            times = {part.key: part.self_device_time_total for part in kernels}
-            whole = sum(times.values())
-            ours = sum(time for name, time in times.items() if _is_of_the_loss(name))
+            whole, ours = kernel_times(parts)
             LOGGER.info(
                 "GPU time of a step %.2f ms, of it the loss with its statistics %.0f us (%.2f%%)",
                 whole / RECORDED / 1000,
                 ours / RECORDED,
                 100 * ours / whole,
             )
+
+
+def kernel_times(parts: Iterable[Any]) -> tuple[float, float]:
+    """Microseconds that all kernels took on the GPU, and those of this package.
+
+    Operators and annotations have the time of their kernels too, which stand for themselves.
+
+    Args:
+        parts: what torch's profiler has recorded, averaged by name.
+    """
+    times = {
+        part.key: part.self_device_time_total
+        for part in parts
+        if part.device_type is DeviceType.CUDA and not part.is_user_annotation
+    }
+    ours = sum(time for name, time in times.items() if _is_of_the_loss(name))
+    return sum(times.values()), ours
 
 
 def _is_of_the_loss(name: str) -> bool:
