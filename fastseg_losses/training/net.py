@@ -28,8 +28,8 @@ class Net:
         self, config: TrainConfig, model: nn.Module, device: torch.device, world: World
     ) -> None:
         self.model = model.to(device)
-        # Not channels_last: convolutions gain, GroupNorm loses more. 1,210 images/s in place of 1,390
-        # (LightweightUNet in bfloat16 on an H100, benchmarks/results/h100-trainer.txt).
+        # Not channels_last: convolutions gain, GroupNorm loses more. 1,210 images/s in place of
+        # 1,390 (LightweightUNet in bfloat16 on an H100, benchmarks/results/h100-trainer.txt).
         self.precision = pick_precision(config.amp, device)
         self.average = None if config.ema is None else Average(self.model, config.ema)
         self._device = device

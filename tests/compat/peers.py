@@ -1,31 +1,20 @@
 """The peers as installed, and how a compat loss is compared with one."""
 
 import copy
-import importlib
-import importlib.util
 import inspect
-import sys
-import types
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from peer_packages import smp_losses
 
 
 def smp():
-    """`segmentation_models_pytorch.losses`, without the encoders that its package imports."""
-    name = "segmentation_models_pytorch"
-    if name not in sys.modules:
-        found = importlib.util.find_spec(name)
-        if found is None:
-            pytest.skip(f"{name} is not installed")
-        # timm and torchvision are not needed for losses, and the latter's wheel does not import
-        # beside a CPU build of torch
-        package = types.ModuleType(name)
-        package.__path__ = list(found.submodule_search_locations)
-        sys.modules[name] = package
-    return importlib.import_module(f"{name}.losses")
+    try:
+        return smp_losses()
+    except ModuleNotFoundError as error:
+        pytest.skip(f"segmentation_models_pytorch is not installed ({error})")
 
 
 def monai():
