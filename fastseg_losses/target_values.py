@@ -23,6 +23,7 @@ def check_range(t: Tensor, live: Tensor | None, *, multiclass: bool) -> None:
     """
     if not t.numel():
         return
+    t = t.detach()  # compat takes targets that require grad
     least, largest = t.aminmax()  # NaN if there is one
     if float(least) >= 0 and float(largest) <= 1:
         return

@@ -16,6 +16,7 @@ from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.labels import Labels
 from fastseg_losses.training.predictor import Prediction
 from fastseg_losses.training.pseudo_writer import PseudoWriter
+from fastseg_losses.training.training_options import TrainingOptions
 
 ANNOTATED = [True, False, False, True, False, True, False]
 NEW = ["mask_source", "mask_confidence", "confidence"]
@@ -188,7 +189,7 @@ def test_validation_rows_and_unreadable_images_get_none(tmp_path: Path) -> None:
     assert cells(out.path, "mask")[6] == zeros(32)
     counts = (summary.filled, summary.validation, summary.unreadable, summary.unannotated)
     assert counts == (1, 1, 1, 3)
-    problem, _ = summary.warnings()  # the other: half of the pixels are unsure
+    (problem,) = summary.warnings()
     assert "row 6, column 'image'" in problem
     assert "Rows filled: 1 of 3" in summary.lines()[0]
 
@@ -259,7 +260,8 @@ def test_a_threshold_that_leaves_little_is_warned_of(
             mask, confidence = super().predict(*arguments)
             dark = np.flatnonzero(mask == 0)
             confidence[:] = 1.0
-            confidence.flat[dark[round(sure_of_dark * len(dark)) :]] = 0.6
+            unsure = TrainingOptions.pseudo_confidence / 2
+            confidence.flat[dark[round(sure_of_dark * len(dark)) :]] = unsure
             return Prediction(mask, confidence)
 
     source = write_bytes(tmp_path / "in.parquet")
