@@ -16,6 +16,7 @@ from fastseg_losses.inputs import Inputs, check_call, check_stats_out, is_soft, 
 from fastseg_losses.spec import LossSpec
 from fastseg_losses.stats import row_length
 from fastseg_losses.target_values import check_ids, check_range
+from fastseg_losses.upsampling import upsampled
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
 MIN_TRITON = (3, 4)
@@ -126,6 +127,8 @@ def torch_loss(
         TypeError: see `inputs.check_call`.
         ValueError: see `inputs.check_call`; on the CPU also targets that no formula is for.
     """
+    if spec.upsample is not None:
+        spec, inputs = upsampled(spec, inputs)
     logits, targets, valid, class_weights, vector = inputs
     sizes = check_call(spec, inputs, constants=constants)
     if stats_out is not None:

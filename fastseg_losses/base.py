@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from fastseg_losses import spec as specs
-from fastseg_losses.arguments import Absent, Activation, Backend, Mode, Reduction, mode_hint
+from fastseg_losses.arguments import (
+    Absent,
+    Activation,
+    Backend,
+    Mode,
+    Reduction,
+    Upsample,
+    mode_hint,
+)
 from fastseg_losses.backends import BACKENDS
 from fastseg_losses.functional import segmentation_loss
+from fastseg_losses.make_spec import make_spec
 from fastseg_losses.signatures import Weights, shows_shared, unexpected_argument
 from fastseg_losses.spec import LossSpec, PointTerm, RegionTerm
 from fastseg_losses.stats import SegmentationStats, per_class, row_size
@@ -35,7 +43,6 @@ class SegmentationLoss(nn.Module):
     Raises:
         TypeError: an argument of the wrong type, or one that the loss does not have.
         ValueError: an argument outside its range.
-        NotImplementedError: upsample.
     """
 
     class_weights: Tensor | None
@@ -55,14 +62,15 @@ class SegmentationLoss(nn.Module):
         batch: bool = False,
         absent: Absent = "keep",
         activation: Activation = None,
-        upsample: None = None,
+        upsample: Upsample = None,
+        align_corners: bool = False,
         backend: Backend = "auto",
         pos_weight: Weights = None,
         class_alpha: Tensor | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
-        self.spec: LossSpec = specs.make_spec(
+        self.spec: LossSpec = make_spec(
             points,
             regions,
             mode=mode,
@@ -73,6 +81,7 @@ class SegmentationLoss(nn.Module):
             absent=absent,
             activation=activation,
             upsample=upsample,
+            align_corners=align_corners,
         )
         if pos_weight is not None and "bce" not in self.spec.term_names:
             unknown["pos_weight"] = pos_weight
@@ -173,10 +182,10 @@ class SegmentationLoss(nn.Module):
 
         Args:
             logits: (N, C, *spatial) float32, float16, bfloat16 or float64, before the activation;
-                in binary mode (N, *spatial) too.
-            targets: the logits' shape; bool, integer or floating in [0, 1], read without a cast.
-                In multiclass mode class ids (N, *spatial) or (N, 1, *spatial) of any integer
-                dtype, or probabilities of the logits' shape.
+                in binary mode (N, *spatial) too. With `upsample` their spatial size is lower.
+            targets: the logits' shape (after the upsampling); bool, integer or floating in [0, 1],
+                read without a cast. In multiclass mode class ids (N, *spatial) or (N, 1, *spatial)
+                of any integer dtype, or probabilities of the logits' shape.
             valid: bool (N,): whole samples; or (N, *spatial) / (N, 1, *spatial): pixels. None: all
                 are valid.
             return_stats: also return a `SegmentationStats` from the same launch.

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastseg_losses.arguments import Activation, Backend, Mode
+from fastseg_losses.arguments import Activation, Backend, Mode, Upsample
+from fastseg_losses.make_spec import sums_spec
 from fastseg_losses.ops import segmentation_loss
-from fastseg_losses.spec import LossSpec, sums_spec
+from fastseg_losses.spec import LossSpec
 
 __all__ = ["RegionSums", "region_sums", "segmentation_loss"]
 
@@ -31,6 +32,8 @@ def region_sums(
     mode: Mode = "binary",
     ignore_index: int | None = None,
     activation: Activation = None,
+    upsample: Upsample = None,
+    align_corners: bool = False,
     backend: Backend = "auto",
 ) -> RegionSums:
     r"""Sum what every region loss is made of: I = \sum p t, P = \sum p, T = \sum t, V = pixels.
@@ -47,6 +50,8 @@ def region_sums(
         mode: "binary", "multilabel" or "multiclass".
         ignore_index: target value whose pixels count for nothing, or None.
         activation: None (a softmax in multiclass mode, else a sigmoid) or "sigmoid".
+        upsample: "bilinear" or "nearest", from logits of a lower resolution; see `SharedArguments`.
+        align_corners: of `F.interpolate`, for upsample="bilinear".
         backend: "auto", "triton" or "torch".
 
     Returns:
@@ -62,17 +67,23 @@ def region_sums(
         >>> (1 - 2 * sums.I / (sums.P + sums.T)).mean()  # Dice without smoothing
         tensor(0.3333)
     """
-    spec = _sums_spec(mode, ignore_index, activation)
+    spec = _sums_spec(mode, ignore_index, activation, upsample, align_corners)
     sums, _ = segmentation_loss(spec, (logits, targets, valid, None, None), backend=backend)
     return RegionSums(*sums.unbind(0))
 
 
-_SUMS: dict[tuple[str, int | None, str | None], LossSpec] = {}
+_SUMS: dict[tuple[str, int | None, str | None, str | None, bool], LossSpec] = {}
 
 
 @torch.compiler.assume_constant_result  # a dict: torch.compile would trace into an lru_cache
-def _sums_spec(mode: str, ignore_index: int | None, activation: str | None) -> LossSpec:
-    key = (mode, ignore_index, activation)
+def _sums_spec(
+    mode: str,
+    ignore_index: int | None,
+    activation: str | None,
+    upsample: str | None,
+    align_corners: bool,
+) -> LossSpec:
+    key = (mode, ignore_index, activation, upsample, align_corners)
     if key not in _SUMS:
         _SUMS[key] = sums_spec(*key)
     return _SUMS[key]

@@ -29,6 +29,7 @@ from fastseg_losses.state import (
     unread_on,
 )
 from fastseg_losses.stats import row_length
+from fastseg_losses.upsampling import full_spec
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
@@ -55,6 +56,8 @@ def segmentation_loss(
     Returns:
         The loss under the spec's reduction, and the row (None unless wanted).
     """
+    if spec.upsample is not None:
+        spec = full_spec(spec, inputs)
     plan = None
     compiling = torch.compiler.is_compiling()
     # compiling first: a look at PLANS would be a guard of compiled code, broken by each new plan

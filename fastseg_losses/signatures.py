@@ -10,7 +10,7 @@ from typing import Any, TypedDict, TypeVar, get_type_hints
 from torch import Tensor
 from typing_extensions import Unpack  # torch itself needs it; typing has it from Python 3.11 on
 
-from fastseg_losses.arguments import Absent, Activation, Backend, Mode, Reduction
+from fastseg_losses.arguments import Absent, Activation, Backend, Mode, Reduction, Upsample
 
 __all__ = ["SharedArguments", "Unpack", "Weights", "shows_shared", "unexpected_argument"]
 
@@ -53,7 +53,11 @@ class SharedArguments(TypedDict, total=False):
             counts it.
         activation: None (a softmax over the classes in multiclass mode, else a sigmoid) or
             "sigmoid" (multiclass: each class against the rest).
-        upsample: None (losses from low-resolution logits are not available yet).
+        upsample: "bilinear" or "nearest": the logits have a lower resolution than the targets, and
+            the loss is that of `F.interpolate(logits.float(), size, mode=upsample)`, of which the
+            kernels write nothing (2-D; 1-D and 3-D space on the torch backend). None: the same
+            size.
+        align_corners: of `F.interpolate`, for upsample="bilinear".
         backend: "auto" (Triton on CUDA tensors where it runs, else torch), "triton" or "torch".
     """
 
@@ -65,7 +69,8 @@ class SharedArguments(TypedDict, total=False):
     batch: bool
     absent: Absent
     activation: Activation
-    upsample: None
+    upsample: Upsample
+    align_corners: bool
     backend: Backend
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
-from fastseg_losses.arguments import MODES, REDUCTIONS, check_choice, check_flag, check_number
+from fastseg_losses.arguments import check_flag, check_number
 
 
 def is_softmax(mode: str = "binary", activation: str | None = None, **_: Any) -> bool:
@@ -105,6 +105,8 @@ class LossSpec:
             softmax's pointwise terms) is not divided by the classes' weights.
         overlap: I is the sum of p t ("product") or of min(p, t) ("minimum").
         squared: P and T are the sums of squares.
+        upsample: None, or how logits of a lower resolution reach the targets' size.
+        align_corners: of `torch.nn.functional.interpolate`, for that.
     """
 
     mode: str
@@ -118,16 +120,20 @@ class LossSpec:
     activation: str | None = None
     overlap: str = "product"
     squared: bool = False
+    upsample: str | None = None
+    align_corners: bool = False
     # Fields and not properties: torch.compile cannot call a property of a spec that it made.
     softmax: bool = field(init=False, compare=False, repr=False)
     term_names: tuple[str, ...] = field(init=False, compare=False, repr=False)
     key: str = field(init=False, compare=False, repr=False)
+    full: LossSpec = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Fill in what follows from the rest.
 
         `softmax`: the classes share one, else each has a sigmoid of its own; `term_names`, in the
-        statistics' order; `key`, the operators' text form.
+        statistics' order; `key`, the operators' text form; `full`, the same loss of logits that
+        have the targets' size.
         """
         fields = {f.name: getattr(self, f.name) for f in dataclass_fields(self) if f.init}
         fields["points"] = [asdict(term) for term in self.points]
@@ -135,6 +141,8 @@ class LossSpec:
         object.__setattr__(self, "key", json.dumps(fields, sort_keys=True))
         object.__setattr__(self, "softmax", is_softmax(self.mode, self.activation))
         object.__setattr__(self, "term_names", tuple(term.name for term in self.terms))
+        full = self if self.upsample is None else replace(self, upsample=None, align_corners=False)
+        object.__setattr__(self, "full", full)
 
     @property
     def terms(self) -> tuple[PointTerm | RegionTerm, ...]:
@@ -239,79 +247,3 @@ def tversky_term(
     check_flag(prefix + "log_loss", log_loss)
     numbers = (float(alpha), float(beta), float(smooth), float(gamma))
     return RegionTerm("tversky", weight, *numbers, log_loss)
-
-
-def make_spec(
-    points: Sequence[PointTerm] = (),
-    regions: Sequence[RegionTerm] = (),
-    *,
-    mode: str,
-    reduction: str,
-    ignore_index: int | None,
-    include_background: bool,
-    batch: bool,
-    absent: str,
-    activation: str | None,
-    upsample: str | None = None,
-) -> LossSpec:
-    """Check the arguments that all losses share and put the spec together.
-
-    Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument outside its range.
-        NotImplementedError: upsampling, which is not built yet.
-    """
-    check_choice("mode", mode, MODES)
-    check_choice("reduction", reduction, REDUCTIONS)
-    check_choice("absent", absent, ("keep", "skip"))
-    if upsample is not None:
-        raise NotImplementedError(
-            f"upsample={upsample!r} is not available yet; upsample the logits first"
-        )
-    if activation not in (None, "sigmoid"):
-        raise ValueError(
-            f"activation: expected None or 'sigmoid' in mode {mode!r}, got {activation!r}"
-        )
-    if not include_background and mode != "multiclass":
-        raise ValueError(
-            "include_background: False is for mode='multiclass' (no other has a background class)"
-        )
-    if ignore_index is not None and (
-        isinstance(ignore_index, bool) or not isinstance(ignore_index, int)
-    ):
-        raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}")
-    check_flag("batch", batch)
-    check_flag("include_background", include_background)
-    if batch and reduction == "none" and points and regions:
-        raise ValueError(
-            "reduction: 'none' with batch=True has no common shape for pointwise and region terms; "
-            "use 'mean' or 'sum', or one loss at a time"
-        )
-    softmax = is_softmax(mode, activation)
-    # Pointwise terms are the same per sample or per batch; per sample keeps their shape under
-    # 'none'.
-    return LossSpec(
-        mode=mode,
-        points=tuple(replace(t, name="ce") if softmax and t.name == "bce" else t for t in points),
-        regions=tuple(regions),
-        reduction=reduction,
-        ignore_index=ignore_index,
-        include_background=include_background or not regions,
-        batch=batch and bool(regions),
-        absent=absent,
-        activation=activation,
-    )
-
-
-def sums_spec(mode: str, ignore_index: int | None, activation: str | None = None) -> LossSpec:
-    """The spec of `region_sums`: no terms, the sums themselves."""
-    base = make_spec(
-        mode=mode,
-        reduction="sum",
-        ignore_index=ignore_index,
-        include_background=True,
-        batch=False,
-        absent="keep",
-        activation=activation,
-    )
-    return replace(base, reduction="sums")

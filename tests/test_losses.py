@@ -131,9 +131,15 @@ def test_only_multiclass_has_a_background():
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_what_is_not_built_yet(name):
-    with pytest.raises(NotImplementedError, match="^upsample='bilinear' is not available yet"):
-        get_loss_function(name, upsample="bilinear")
+def test_upsample_is_checked(name):
+    with pytest.raises(
+        ValueError, match="^upsample: expected None or one of 'bilinear', 'nearest'"
+    ):
+        get_loss_function(name, upsample="bicubic")
+    with pytest.raises(ValueError, match="^align_corners: True is for upsample='bilinear'"):
+        get_loss_function(name, upsample="nearest", align_corners=True)
+    with pytest.raises(TypeError, match="^align_corners: expected a bool"):
+        get_loss_function(name, upsample="bilinear", align_corners=1)
 
 
 def test_what_a_softmax_refuses():
