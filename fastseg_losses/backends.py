@@ -16,7 +16,7 @@ from fastseg_losses.inputs import Inputs, check_call, check_stats_out, is_soft, 
 from fastseg_losses.spec import LossSpec
 from fastseg_losses.stats import row_length
 from fastseg_losses.target_values import check_ids, check_range
-from fastseg_losses.upsampling import upsampled
+from fastseg_losses.upsampling import spatial_size, upsampled
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
 MIN_TRITON = (3, 4)
@@ -25,19 +25,29 @@ MIN_CAPABILITY = (8, 0)  # the oldest NVIDIA generation the kernels are compiled
 _TROUBLES: dict[tuple[str, int | None], str] = {}
 
 
-def takes_triton(backend: str, logits: Tensor) -> bool:
+def takes_triton(backend: str, logits: Tensor, spec: LossSpec | None = None) -> bool:
     """Whether the kernels serve this call.
 
     Args:
         backend: one of `BACKENDS`.
         logits: the call's logits.
+        spec: the loss, if it is one.
 
     Raises:
         TypeError: backend="triton" with float64 logits.
+        ValueError: backend="triton" with low-resolution logits of other than 2-D space.
         RuntimeError: backend="triton" where the kernels cannot run; the message says why.
     """
     if backend == "torch" or not isinstance(logits, Tensor) or logits.numel() == 0:
         return False  # an empty batch is 0 with a live graph; there is nothing to launch
+    low = spec is not None and spec.upsample is not None
+    if low and len(spatial_size(spec.mode, logits)) != 2:
+        if backend == "triton":
+            raise ValueError(
+                f"logits: backend='triton' upsamples in 2-D, got shape {tuple(logits.shape)}; use "
+                "backend='torch' or 'auto'"
+            )
+        return False
     if backend == "auto":
         if not logits.is_cuda or logits.dtype == torch.float64:
             return False

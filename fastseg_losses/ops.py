@@ -68,7 +68,7 @@ def segmentation_loss(
         except AttributeError:
             plan = None  # no tensor: the long way says so
     if plan is None:
-        if not takes_triton(backend, inputs[0]):
+        if not takes_triton(backend, inputs[0], spec):
             return torch_loss(spec, inputs, stats_out, want_stats=want_stats)
         if compiling:
             check_call(spec, inputs)
@@ -106,7 +106,8 @@ def _launch_forward(
     row = unread_on(device) if row is None else row
     stream = stream_of(device)
     counters = counters_for(plan, device, stream)
-    plan.forward((loss, row, table, scratch, counters, alarm_on(device), *inputs), stream)
+    outputs = (loss, row, table, scratch, counters, alarm_on(device))
+    plan.forward((*outputs, *inputs, *plan.tables), stream)
     return loss, table
 
 
@@ -149,7 +150,10 @@ def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -
             return _launch_backward(plan, inputs, table, dloss)
     dlogits = torch.empty_like(logits)
     strides = plan.dloss_strides(dloss.stride()) if dloss.dim() else (0, 0, 0)
-    tensors = (dlogits, dloss, table, logits, targets, valid, pos_weight)
+    outputs: tuple[Tensor, ...] = (dlogits,)
+    if plan.exchange_size:
+        outputs = (dlogits, logits.new_empty((plan.exchange_size,), dtype=torch.float32))
+    tensors = (*outputs, dloss, table, logits, targets, valid, pos_weight, *plan.tables)
     plan.backward(tensors, strides, stream_of(device))
     return dlogits
 

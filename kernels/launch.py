@@ -13,7 +13,6 @@ from fastseg_losses.kernels import finalize, terms
 from fastseg_losses.kernels.gradient import _gradient_kernel
 from fastseg_losses.kernels.sums import _sums_forward_kernel
 from fastseg_losses.kernels.tiles import (
-    ClassTile,
     ForwardTile,
     GradientTile,
     forward_tile,
@@ -148,6 +147,8 @@ class Plan:
         self.num_counters = 1 + self.groups + (pairs if formula.batch else 0)
         self.counters: dict[int, Any] = {}  # by stream
         self.single: Any = None  # see single_plan.py
+        self.tables: tuple[Any, ...] = ()  # tensors that kernels take behind a call's inputs
+        self.exchange_size = 0  # float32 that the backward launch takes for itself
         self._forward: Launcher | None = None
         self._backward: Launcher | None = None
 
@@ -220,7 +221,7 @@ class Plan:
         }
         return Launch(_gradient_kernel, grid, scalars, constexprs, self._options(tile))
 
-    def _options(self, tile: ForwardTile | GradientTile | ClassTile) -> dict[str, Any]:
+    def _options(self, tile: Any) -> dict[str, Any]:
         # FP fusion explicitly: its default changes in Triton 3.10.
         options: dict[str, Any] = {"num_warps": tile.num_warps, "enable_fp_fusion": True}
         if self.device.ptx:  # AMD's backend has no such option

@@ -91,6 +91,8 @@ class ClassPlan(Plan):
         self.num_counters = 1 + at.N + at.N * -(-self.splits // self.team)
         self.counters = {}
         self.single = None
+        self.tables = ()
+        self.exchange_size = 0
         self._forward = self._backward = None
 
     def _programs_per_sample(self, row: int) -> int:

@@ -5,8 +5,7 @@ import triton.language as tl
 
 from fastseg_losses.kernels import finalize, multiclass_rows
 from fastseg_losses.kernels.multiclass import lanes_of, read_tile
-from fastseg_losses.kernels.multiclass_finalize import finish_classes, finish_sample
-from fastseg_losses.kernels.multiclass_rows import add_rows
+from fastseg_losses.kernels.multiclass_teams import finish_class_program
 from fastseg_losses.kernels.multiclass_tile import add_tile, class_sums, counted
 from fastseg_losses.kernels.pixels import pixel_base
 from fastseg_losses.kernels.sums import columns_sum
@@ -213,42 +212,10 @@ def _class_sums_kernel(
         poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
         record = tl.where(pointwise, record + poison, record)
     tl.store(row_ptr + column, record)
-
-    # ---- the last program of a team adds its rows up, the last team of a sample finishes it
-    tl.debug_barrier()  # every thread's stores come before the one thread's release
-    teams = tl.cdiv(S, TEAM)
-    first = s // TEAM * TEAM
-    members = tl.minimum(TEAM, S - first)
-    sample_ptr = samples_ptr + n.to(tl.int64) * ROW
-    rows_ptr = partials_ptr + n.to(tl.int64) * S * ROW
-    team_ptr = counters_ptr + 1 + N + n * teams + s // TEAM
-    if tl.atomic_add(team_ptr, 1, sem="acq_rel") == members - 1:
-        tl.debug_barrier()
-        tl.store(team_ptr, 0)
-        missing = teams - 1
-        if missing > 0:
-            first_ptr = rows_ptr + first * ROW
-            add_rows(first_ptr, first_ptr, members, ROW, ROW, BLOCK_ROW)
-            missing -= tl.atomic_add(counters_ptr + 1 + n, 1, sem="acq_rel")
-        if missing == 0:
-            tl.debug_barrier()
-            tl.store(counters_ptr + 1 + n, 0)
-            # the teams' sums, or if there is one team, its rows
-            stride = TEAM * ROW if teams > 1 else ROW
-            add_rows(sample_ptr, rows_ptr, teams if teams > 1 else S, stride, ROW, BLOCK_ROW)
-            finish_sample(
-                loss_ptr, table_ptr, sample_ptr, class_weights_ptr,
-                n, N, point_weights, region_weights, region_params,
-                C, NUM_POINT, LOGS, POWERS, REDUCTION, SOFTMAX, FIRST, BATCH, ABSENT, IDS, BLOCK_C,
-            )  # fmt: skip
-            tl.debug_barrier()
-            if tl.atomic_add(counters_ptr, 1, sem="acq_rel") == N - 1:
-                tl.debug_barrier()
-                tl.store(counters_ptr, 0)
-                finish_classes(
-                    loss_ptr, stats_ptr, table_ptr, alarm_ptr,
-                    samples_ptr, class_weights_ptr, vector_ptr,
-                    N, point_weights, region_weights, region_params,
-                    C, NUM_POINT, BALANCED, LOGS, POWERS, REDUCTION, FIRST, BATCH, ABSENT, IDS,
-                    BLOCK_C, BLOCK_ROW,
-                )  # fmt: skip
+    finish_class_program(
+        loss_ptr, stats_ptr, table_ptr, samples_ptr, counters_ptr, alarm_ptr,
+        class_weights_ptr, vector_ptr, n, s, N, S, TEAM,
+        point_weights, region_weights, region_params,
+        C, NUM_POINT, BALANCED, LOGS, POWERS, REDUCTION, SOFTMAX, FIRST, BATCH, ABSENT, IDS,
+        ROW, BLOCK_C, BLOCK_ROW,
+    )  # fmt: skip

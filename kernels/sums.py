@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import finalize
-from fastseg_losses.kernels.finalize import finish_group, finish_loss, reduce_records
+from fastseg_losses.kernels.last_program import finish_program
 from fastseg_losses.kernels.pixels import pixel_base, read_pixels
 from fastseg_losses.kernels.terms import pixel_of
 
@@ -17,10 +17,6 @@ VALID = finalize.VALID
 LARGEST = finalize.LARGEST
 NONFINITE = finalize.NONFINITE
 BAD_TARGETS = finalize.BAD_TARGETS
-FIRST_REGION = finalize.FIRST_REGION
-NORMS = finalize.NORMS
-BLOCK_G = finalize.BLOCK_G
-BLOCK_ROWS = finalize.BLOCK_ROWS
 
 
 @triton.jit
@@ -147,7 +143,6 @@ def _sums_forward_kernel(
     STAGES: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    NUM_REGION: tl.constexpr = len(LOGS)
     HARD: tl.constexpr = TARGETS != "soft"
     NUM_POINT: tl.constexpr = len(TERMS) - (5 if HARD else 6)
     TILE: tl.constexpr = ROWS * WIDTH
@@ -245,57 +240,8 @@ def _sums_forward_kernel(
     poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
     record = tl.where(pointwise, record + poison, record)
 
-    G = N * C
-    if BATCH:
-        G = C
-    groups_ptr = workspace_ptr + workspace_start
-    partials_ptr = groups_ptr + G * RECORD
-    tl.store(partials_ptr + pid * RECORD + column, record)
-
-    # ---- the last program of a group finishes it, the last group finishes the loss
-    pair = n * C + c
-    g = pair
-    rows = S
-    first = pair * S
-    inner = S
-    missing = 0
-    tl.debug_barrier()  # every thread's stores come before the one thread's release
-    if BATCH:
-        # First each sample's records: to add up 1000 rows one block after another takes 8 us.
-        missing = S - 1 - tl.atomic_add(counters_ptr + 1 + G + pair, 1, sem="acq_rel")
-        if missing == 0:
-            tl.debug_barrier()
-            row = tl.arange(0, BLOCK_ROWS)
-            sample = reduce_records(partials_ptr, S, first, S, S, row, column)
-            tl.debug_barrier()  # all have been read
-            tl.store(partials_ptr + first * RECORD + column, sample)
-            tl.store(counters_ptr + 1 + G + pair, 0)
-            tl.debug_barrier()
-        g = c
-        rows = N
-        first = c * S
-        inner = 1
-    if missing == 0:
-        missing = rows - 1 - tl.atomic_add(counters_ptr + 1 + g, 1, sem="acq_rel")
-    if missing == 0:
-        tl.debug_barrier()
-        weight = 1.0
-        if class_weights_ptr is not None:
-            weight = tl.load(class_weights_ptr + c)
-        finish_group(
-            loss_ptr, table_ptr + NORMS, groups_ptr, partials_ptr, weight,
-            g, G, rows, first, inner, C * S if BATCH else S,
-            point_weights, region_weights, region_params,
-            NUM_POINT, LOGS, POWERS, REDUCTION, ABSENT,
-        )  # fmt: skip
-        tl.store(counters_ptr + 1 + g, 0)
-        tl.debug_barrier()
-        finished = tl.atomic_add(counters_ptr, 1, sem="acq_rel")
-        if finished == G - 1:
-            tl.debug_barrier()
-            finish_loss(
-                loss_ptr, stats_ptr, table_ptr, alarm_ptr, groups_ptr, class_weights_ptr,
-                C, G, tl.arange(0, BLOCK_G), column,
-                point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION, ABSENT, IDENTITY,
-            )  # fmt: skip
-            tl.store(counters_ptr, 0)
+    finish_program(
+        loss_ptr, stats_ptr, table_ptr, workspace_ptr + workspace_start, counters_ptr, alarm_ptr,
+        record, class_weights_ptr, n, c, pid, N, C, S, point_weights, region_weights, region_params,
+        NUM_POINT, LOGS, POWERS, REDUCTION, BATCH, ABSENT, IDENTITY,
+    )  # fmt: skip

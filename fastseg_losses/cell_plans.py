@@ -1,0 +1,86 @@
+"""Launch plans of logits that have a lower resolution than the targets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastseg_losses.formulas import check_sizes, device_of, formula_of, kind_of
+from fastseg_losses.inputs import Inputs, check_call, is_soft
+from fastseg_losses.spec import LossSpec
+from fastseg_losses.upsampling import spatial_size, stand_in
+
+if TYPE_CHECKING:
+    from fastseg_losses.kernels.launch import Plan
+
+
+def make_cell_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
+    """A plan with its tables on the device; None if the weights of the classes must be packed.
+
+    Raises:
+        TypeError: see `inputs.check_call`, as for ValueError.
+    """
+    from fastseg_losses.kernels import cell_plan, cell_tiles, cells
+
+    logits, targets, valid, class_weights, pos_weight = inputs
+    full = stand_in(spec, logits, targets)
+    sizes = check_call(spec, (full, *inputs[1:]))
+    check_sizes(spec, sizes)
+    if any(w is not None and not w.is_contiguous() for w in (class_weights, pos_weight)):
+        return None
+    multiclass = spec.mode == "multiclass"
+    ids = multiclass and not is_soft(full, targets)
+    kind = "ids" if ids else "soft" if multiclass else kind_of(targets.dtype)
+    low, high = spatial_size(spec.mode, logits), full.shape[full.dim() - 2 :]
+    assert spec.upsample is not None
+    y, x = (
+        cells.axis_cells(small, large, spec.upsample, align_corners=spec.align_corners)
+        for small, large in zip(low, high, strict=True)
+    )
+    each = cell_tiles.piece_of(y.most, x.most)
+    y, x = y.padded(each[0]), x.padded(each[1])
+    layout = cell_plan.CellLayout(
+        *(sizes.N, sizes.C, y, x, each, _strides(logits), _strides(targets)),
+        dlogits=_strides(torch.empty_like(logits, device="meta")),
+        valid=(0, 0, 0) if valid is None else _valid_strides(valid),
+        targets_kind=kind,
+        valid_kind="none" if valid is None else "sample" if valid.dim() == 1 else "pixel",
+        pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
+    )
+    weighted = (class_weights is not None, pos_weight is not None)
+    formula = formula_of(spec, *weighted, hard=kind != "soft")
+    device = logits.device
+    plan = cell_plan.CellPlan(layout, formula, device_of(device))
+    tables = [np.concatenate([y.positions.ravel(), x.positions.ravel()])]
+    tables.append(np.concatenate([y.weights.ravel(), x.weights.ravel()]))
+    plan.tables = tuple(_on_device(table, device) for table in tables)
+    return plan
+
+
+def _strides(tensor: Tensor) -> tuple[int, int, int, int]:
+    """Strides (n, c, y, x) of a tensor (N, C, y, x) or (N, y, x)."""
+    stride = tensor.stride()
+    return stride[0], 0 if tensor.dim() == 3 else stride[1], stride[-2], stride[-1]
+
+
+def _valid_strides(valid: Tensor) -> tuple[int, int, int]:
+    if valid.dim() == 1:
+        return valid.stride(0), 0, 0
+    n, _, y, x = _strides(valid)
+    return n, y, x
+
+
+def _on_device(table: Any, device: torch.device) -> Tensor:
+    """A table that outlives the call and that launches on any stream may read at once."""
+    tensor = torch.from_numpy(table)
+    if device.type != "cuda":
+        return tensor
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()
+        with torch.cuda.stream(aside):
+            tensor = tensor.pin_memory().to(device, non_blocking=True)
+        aside.synchronize()
+    return tensor

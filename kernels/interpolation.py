@@ -1,0 +1,244 @@
+"""What all kernels of low-resolution logits do with a cell: its places, its corners, its outputs.
+
+A thread holds one cell at a time, or a piece of EACH_Y x EACH_X of its outputs: a tuple of tensors
+[BLOCK_W], one for each output, row by row. cells.py says how outputs are dealt out to cells.
+"""
+
+import triton
+import triton.language as tl
+
+from fastseg_losses.kernels.sums import join_halves
+
+# An infinite logit is read as this, so that a weight of 0 leaves nothing of it; NaN stays.
+HUGE = tl.constexpr(1e30)
+
+
+@triton.jit
+def places(
+    positions_ptr,  # (size, MOST)
+    weights_ptr,  # (size, MOST)
+    j,
+    piece,
+    size,
+    MOST: tl.constexpr,
+    EACH: tl.constexpr,
+):
+    """A piece of the outputs of cells j along one axis: where they lie (-1: nowhere), weights."""
+    positions = ()
+    weights = ()
+    for k in tl.static_range(EACH):
+        at = j * MOST + piece * EACH + k
+        positions = positions + (tl.load(positions_ptr + at, mask=j < size, other=-1),)
+        weights = weights + (tl.load(weights_ptr + at, mask=j < size, other=0.0),)
+    return positions, weights
+
+
+@triton.jit
+def slopes_between(weights, last):
+    """The weights as far as two inputs are mixed: in the last cell each output is one of them."""
+    slopes = ()
+    for k in tl.static_range(len(weights)):
+        slopes = slopes + (tl.where(last, 0.0, weights[k]),)
+    return slopes
+
+
+@triton.jit
+def load_corners(ptrs, offset, there, SCALE: tl.constexpr, BOTH: tl.constexpr):
+    """The cells' four logits as float32, times SCALE, and the first as it was read.
+
+    -inf becomes finite, with BOTH also inf.
+    """
+    corners = ()
+    raw = tl.load(ptrs[0] + offset, mask=there, other=0.0).to(tl.float32)
+    for k in tl.static_range(4):
+        x = raw
+        if k > 0:
+            x = tl.load(ptrs[k] + offset, mask=there, other=0.0).to(tl.float32)
+        if SCALE != 1.0:
+            x *= SCALE
+        x = tl.maximum(x, -HUGE, propagate_nan=tl.PropagateNan.ALL)
+        if BOTH:
+            x = tl.minimum(x, HUGE, propagate_nan=tl.PropagateNan.ALL)
+        corners = corners + (x,)
+    return corners, raw
+
+
+@triton.jit
+def corner_pointers(base_ptr, i, j, h, w, stride_y, stride_x):
+    """Pointers to the logits at the corners of cells (i, j): 00, 01, 10, 11; the ring closes."""
+    stride_y = tl.cast(stride_y, tl.int64)
+    stride_x = tl.cast(stride_x, tl.int64)
+    below = tl.where(i + 1 < h, i + 1, 0)
+    right = tl.where(j + 1 < w, j + 1, 0) * stride_x
+    left = j * stride_x
+    top_ptr = base_ptr + i * stride_y
+    bottom_ptr = base_ptr + below * stride_y
+    return (top_ptr + left, top_ptr + right, bottom_ptr + left, bottom_ptr + right)
+
+
+@triton.jit
+def mix(a, b, slopes, weights, last, SPLIT: tl.constexpr):
+    """The outputs between a and b along one axis: a + slope (b - a), in the last cell a or b.
+
+    Always the same instructions, so that a logit computed twice is the same to the bit. SPLIT: from
+    which output on the last cell's are b; -1: their weight says so.
+    """
+    change = b - a
+    other = tl.where(last, b, a)
+    values = ()
+    for k in tl.static_range(len(slopes)):
+        if SPLIT < 0:
+            start = tl.where(weights[k] > 0.5, other, a)
+        elif k < SPLIT:
+            start = a
+        else:
+            start = other
+        values = values + (tl.fma(change, slopes[k], start),)
+    return values
+
+
+@triton.jit
+def outputs_of(
+    corners, across, down, EACH_Y: tl.constexpr, EACH_X: tl.constexpr,
+    SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
+):  # fmt: skip
+    """A piece's outputs from its corners; across, down: (slopes, weights, last) along x and y."""
+    top = mix(corners[0], corners[1], across[0], across[1], across[2], SPLIT_X)
+    bottom = mix(corners[2], corners[3], across[0], across[1], across[2], SPLIT_X)
+    columns = ()
+    for b in tl.static_range(EACH_X):
+        columns = columns + (mix(top[b], bottom[b], down[0], down[1], down[2], SPLIT_Y),)
+    values = ()
+    for a in tl.static_range(EACH_Y):
+        for b in tl.static_range(EACH_X):
+            values = values + (columns[b][a],)
+    return values
+
+
+@triton.jit
+def odd_corners(ptrs, offset, there):
+    """1 for a corner that is NaN or infinite, else 0."""
+    corners = ()
+    for k in tl.static_range(4):
+        x = tl.load(ptrs[k] + offset, mask=there, other=0.0).to(tl.float32)
+        corners = corners + (tl.where(tl.abs(x) < float("inf"), 0.0, 1.0),)
+    return corners
+
+
+@triton.jit
+def odd_outputs(
+    corners, across, down, EACH_Y: tl.constexpr, EACH_X: tl.constexpr,
+    SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
+):  # fmt: skip
+    """1 for an output that an odd corner reaches, else 0; also by a weight of 0, as in PyTorch."""
+    top = either(corners[0], corners[1], across, SPLIT_X)
+    bottom = either(corners[2], corners[3], across, SPLIT_X)
+    values = ()
+    for a in tl.static_range(EACH_Y):
+        for b in tl.static_range(EACH_X):
+            values = values + (either(top[b], bottom[b], down, SPLIT_Y)[a],)
+    return values
+
+
+@triton.jit
+def either(a, b, along, SPLIT: tl.constexpr):
+    """What reaches each output between a and b: both, in the last cell the one that it is."""
+    none = ()
+    for _k in tl.static_range(len(along[0])):
+        none = none + (0.0,)
+    alone = mix(a, b, none, along[1], along[2], SPLIT)
+    values = ()
+    for k in tl.static_range(len(along[0])):
+        values = values + (tl.where(along[2], alone[k], tl.maximum(a, b)),)
+    return values
+
+
+@triton.jit
+def shares_of(slopes, across, down, EACH_Y: tl.constexpr, EACH_X: tl.constexpr):
+    """What a piece's slopes are at the corners: top left, top right, bottom left, bottom right."""
+    weights_x = across[1]
+    weights_y = down[1]
+    top = tl.zeros_like(slopes[0])
+    top_right = top
+    bottom = top
+    bottom_right = top
+    for a in tl.static_range(EACH_Y):
+        row = slopes[a * EACH_X]
+        right = weights_x[0] * row
+        for b in tl.static_range(1, EACH_X):
+            slope = slopes[a * EACH_X + b]
+            row += slope
+            right += weights_x[b] * slope
+        top += row
+        top_right += right
+        bottom += weights_y[a] * row
+        bottom_right += weights_y[a] * right
+    top -= bottom
+    top_right -= bottom_right
+    return top - top_right, top_right, bottom - bottom_right, bottom_right
+
+
+@triton.jit
+def from_left(exchange_ptr, turn, value, before, BLOCK_W: tl.constexpr):
+    """Each cell's value at the cell that has it `before`, by way of memory.
+
+    tl.gather keeps an axis within each warp: 64 shuffles for 256 cells. Two buffers in turn, so
+    that one barrier is enough: who writes the next but one has passed that of the next.
+    """
+    buffer_ptr = exchange_ptr + (turn & 1) * BLOCK_W
+    tl.store(buffer_ptr + tl.arange(0, BLOCK_W), value)
+    tl.debug_barrier()
+    return tl.load(buffer_ptr + before)
+
+
+@triton.jit
+def output_offsets(positions_y, positions_x, stride_y, stride_x):
+    """Offsets of a piece's outputs in a plane; a place without an output has the first one's."""
+    stride_y = tl.cast(stride_y, tl.int64)
+    stride_x = tl.cast(stride_x, tl.int64)
+    offsets = ()
+    for a in tl.static_range(len(positions_y)):
+        row = tl.maximum(positions_y[a], 0) * stride_y
+        for b in tl.static_range(len(positions_x)):
+            offsets = offsets + (row + tl.maximum(positions_x[b], 0) * stride_x,)
+    return offsets
+
+
+@triton.jit
+def stacked(values, fill):
+    """A tuple of [BLOCK_W] as [BLOCK_W, WIDTH], a power of two wide; `fill` behind the last."""
+    padded = values
+    for _ in tl.static_range(triton.next_power_of_2(len(values)) - len(values)):
+        padded = padded + (tl.zeros_like(values[0]) + fill,)
+    width: tl.constexpr = len(padded)
+    for _ in tl.static_range(6):
+        if len(padded) > 1:
+            padded = join_halves(padded)
+    return tl.reshape(padded[0], [padded[0].shape[0], width])
+
+
+@triton.jit
+def halves(value):
+    """The even and the odd columns."""
+    return tl.split(tl.reshape(value, [value.shape[0], value.shape[1] // 2, 2]))
+
+
+@triton.jit
+def unstacked(values, COUNT: tl.constexpr):
+    """The first COUNT columns of [BLOCK_W, WIDTH] as a tuple of [BLOCK_W]."""
+    BLOCK_W: tl.constexpr = values.shape[0]
+    WIDTH: tl.constexpr = values.shape[1]
+    parts = (values,)
+    for _ in tl.static_range(6):
+        if len(parts) < WIDTH:
+            evens = ()
+            odds = ()
+            for k in tl.static_range(len(parts)):
+                even, odd = halves(parts[k])
+                evens = evens + (even,)
+                odds = odds + (odd,)
+            parts = evens + odds
+    columns = ()
+    for k in tl.static_range(COUNT):
+        columns = columns + (tl.reshape(parts[k], [BLOCK_W]),)
+    return columns
