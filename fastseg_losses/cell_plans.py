@@ -11,7 +11,7 @@ from torch import Tensor
 from fastseg_losses.formulas import check_sizes, device_of, formula_of, kind_of
 from fastseg_losses.inputs import Inputs, check_call, is_soft
 from fastseg_losses.spec import LossSpec
-from fastseg_losses.upsampling import spatial_size, stand_in
+from fastseg_losses.upsampling import full_size, spatial_size, stand_in
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
@@ -23,7 +23,7 @@ def make_cell_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     Raises:
         TypeError: see `inputs.check_call`, as for ValueError.
     """
-    from fastseg_losses.kernels import cell_plan, cell_tiles, cells
+    from fastseg_losses.kernels import cell_class_plan, cell_plan, cell_tiles, cells
 
     logits, targets, valid, class_weights, pos_weight = inputs
     full = stand_in(spec, logits, targets)
@@ -46,6 +46,7 @@ def make_cell_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         *(sizes.N, sizes.C, y, x, each, _strides(logits), _strides(targets)),
         dlogits=_strides(torch.empty_like(logits, device="meta")),
         valid=(0, 0, 0) if valid is None else _valid_strides(valid),
+        logits_bytes=logits.element_size(),
         targets_kind=kind,
         valid_kind="none" if valid is None else "sample" if valid.dim() == 1 else "pixel",
         pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
@@ -53,11 +54,19 @@ def make_cell_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     weighted = (class_weights is not None, pos_weight is not None)
     formula = formula_of(spec, *weighted, hard=kind != "soft")
     device = logits.device
-    plan = cell_plan.CellPlan(layout, formula, device_of(device))
+    make = cell_class_plan.CellClassPlan if multiclass else cell_plan.CellPlan
+    plan = make(layout, formula, device_of(device))
     tables = [np.concatenate([y.positions.ravel(), x.positions.ravel()])]
     tables.append(np.concatenate([y.weights.ravel(), x.weights.ravel()]))
     plan.tables = tuple(_on_device(table, device) for table in tables)
     return plan
+
+
+def kept_size(spec: LossSpec, logits: Tensor, targets: Tensor) -> int:
+    """How many numbers of its outputs a softmax keeps for backward, also for symbolic sizes."""
+    y, x = full_size(spec, logits, targets)
+    soft = is_soft(stand_in(spec, logits, targets), targets)
+    return logits.shape[0] * y * x * (1 if soft else 2)
 
 
 def _strides(tensor: Tensor) -> tuple[int, int, int, int]:

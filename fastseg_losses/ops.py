@@ -246,7 +246,7 @@ def loss_forward(
 @loss_forward.register_fake
 def _(logits, targets, valid, class_weights, pos_weight, spec):  # type: ignore[no-untyped-def]
     parsed = LossSpec.from_key(spec)
-    loss, table = output_shapes(parsed, logits)
+    loss, table = output_shapes(parsed, logits, targets)
     row = row_length(parsed, logits)
     return tuple(logits.new_empty(shape, dtype=torch.float32) for shape in (loss, (row,), (table,)))
 

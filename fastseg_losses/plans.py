@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastseg_losses.cell_plans import make_cell_plan
+from fastseg_losses.cell_plans import kept_size, make_cell_plan
 from fastseg_losses.formulas import check_sizes, device_of, formula_of, kind_of
 from fastseg_losses.inputs import (
     Inputs,
@@ -143,7 +143,7 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     return plan
 
 
-def output_shapes(spec: LossSpec, logits: Tensor) -> tuple[tuple[int, ...], int]:
+def output_shapes(spec: LossSpec, logits: Tensor, targets: Tensor) -> tuple[tuple[int, ...], int]:
     """Shape of the loss and size of the table, also for symbolic sizes."""
     N, C = logits.shape[0], 1 if spec.mode == "binary" else logits.shape[1]
     multiclass = spec.mode == "multiclass"
@@ -154,4 +154,7 @@ def output_shapes(spec: LossSpec, logits: Tensor) -> tuple[tuple[int, ...], int]
         each = (N,)
     shapes = {"none": each, "sums": (4, N, C)}
     size = 2 + 2 * groups + len(spec.points) * (C if multiclass else groups)
-    return shapes.get(spec.reduction, ()), size + (N if multiclass else 0)
+    size += N if multiclass else 0
+    if spec.upsample is not None and spec.softmax:
+        size += -size % 16 + kept_size(spec, logits, targets)
+    return shapes.get(spec.reduction, ()), size

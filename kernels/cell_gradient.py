@@ -42,7 +42,7 @@ NOT_SPECIALIZED = (
 def _cell_gradient_kernel(
     # outputs
     dlogits_ptr,  # (N, C, h, w)
-    exchange_ptr,  # (programs, 2, BLOCK_W) float32, for values from one thread to the next
+    exchange_ptr,  # (programs, 4, BLOCK_W) float32, for values from one thread to the next
     # inputs
     dloss_ptr,  # () or (N, C) or (C,), or (4, N, C) with sums
     table_ptr,  # norms, coefs: see finalize.py
@@ -129,7 +129,7 @@ def _cell_gradient_kernel(
     if pos_weight_ptr is not None:
         pos_weight = tl.load(pos_weight_ptr + c * pos_weight_stride)
     params = (term_params[0], term_params[1], term_params[2], pos_weight, term_params[3])
-    exchange_ptr += pid.to(tl.int64) * (2 * BLOCK_W)
+    exchange_ptr += pid.to(tl.int64) * (4 * BLOCK_W)
     G = N * C
     g = pair
     if BATCH:
@@ -147,8 +147,7 @@ def _cell_gradient_kernel(
     columns_ptr = dlogits_ptr + j * tl.cast(dlogits_stride_x, tl.int64)
     if annotated:
         coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
-        left = tl.zeros([BLOCK_W], tl.float32)  # the lower shares of the row above
-        right = left
+        carried = tl.zeros([BLOCK_W], tl.float32)  # the lower shares of the row above
         for row in range(begin, end):
             i = tl.where(row < 0, h - 1, row)
             ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
@@ -185,13 +184,12 @@ def _cell_gradient_kernel(
                 for k in tl.static_range(4):
                     sums = sums + (totals[k] + shares[k],)
                 totals = sums
+            top, bottom = from_left(exchange_ptr, row, totals[1], totals[3], before, BLOCK_W)
             if row >= first:
-                right = from_left(exchange_ptr, row, right + totals[1], before, BLOCK_W)
-                gradient = (left + totals[0] + right).to(dlogits_ptr.dtype.element_ty)
+                gradient = (carried + (totals[0] + top)).to(dlogits_ptr.dtype.element_ty)
                 row_ptr = columns_ptr + row * tl.cast(dlogits_stride_y, tl.int64)
                 tl.store(row_ptr, gradient, mask=own)
-            left = totals[2]
-            right = totals[3]
+            carried = totals[2] + bottom
     else:
         zero = tl.zeros([BLOCK_W], dlogits_ptr.dtype.element_ty)
         for row in range(first, end):

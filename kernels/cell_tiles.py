@@ -45,3 +45,14 @@ def gradient_tile(w: int) -> CellTile:
     """Tile of its backward kernel."""
     block_w = block_of(w, 256)
     return CellTile(block_w, block_w // 32, 640 // block_w, 96)
+
+
+def class_sums_tile() -> CellTile:
+    """Tile of the multiclass forward kernel: one warp, which counts in bits of one integer."""
+    return CellTile(32, 1, 16, 128)
+
+
+def class_gradient_tile(w: int) -> CellTile:
+    """Tile of its backward kernel."""
+    block_w = block_of(w, 128)
+    return CellTile(block_w, block_w // 32, max(1, 512 // block_w), 128)

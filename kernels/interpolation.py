@@ -87,14 +87,20 @@ def mix(a, b, slopes, weights, last, SPLIT: tl.constexpr):
     other = tl.where(last, b, a)
     values = ()
     for k in tl.static_range(len(slopes)):
-        if SPLIT < 0:
-            start = tl.where(weights[k] > 0.5, other, a)
-        elif k < SPLIT:
-            start = a
-        else:
-            start = other
-        values = values + (tl.fma(change, slopes[k], start),)
+        values = values + (mix_one(a, change, other, slopes, weights, k, SPLIT),)
     return values
+
+
+@triton.jit
+def mix_one(a, change, other, slopes, weights, k: tl.constexpr, SPLIT: tl.constexpr):
+    """Output k between a and b."""
+    if SPLIT < 0:
+        start = tl.where(weights[k] > 0.5, other, a)
+    elif k < SPLIT:
+        start = a
+    else:
+        start = other
+    return tl.fma(change, slopes[k], start)
 
 
 @triton.jit
@@ -113,6 +119,20 @@ def outputs_of(
         for b in tl.static_range(EACH_X):
             values = values + (columns[b][a],)
     return values
+
+
+@triton.jit
+def output_of(
+    corners, across, down, a: tl.constexpr, b: tl.constexpr,
+    SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
+):  # fmt: skip
+    """The output in row a, column b of a piece alone, the same to the bit."""
+    other = tl.where(across[2], corners[1], corners[0])
+    top = mix_one(corners[0], corners[1] - corners[0], other, across[0], across[1], b, SPLIT_X)
+    other = tl.where(across[2], corners[3], corners[2])
+    bottom = mix_one(corners[2], corners[3] - corners[2], other, across[0], across[1], b, SPLIT_X)
+    other = tl.where(down[2], bottom, top)
+    return mix_one(top, bottom - top, other, down[0], down[1], a, SPLIT_Y)
 
 
 @triton.jit
@@ -179,16 +199,18 @@ def shares_of(slopes, across, down, EACH_Y: tl.constexpr, EACH_X: tl.constexpr):
 
 
 @triton.jit
-def from_left(exchange_ptr, turn, value, before, BLOCK_W: tl.constexpr):
-    """Each cell's value at the cell that has it `before`, by way of memory.
+def from_left(exchange_ptr, turn, top, bottom, before, BLOCK_W: tl.constexpr):
+    """Each cell's two values at the cell that has it `before`, by way of memory (4, BLOCK_W).
 
     tl.gather keeps an axis within each warp: 64 shuffles for 256 cells. Two buffers in turn, so
     that one barrier is enough: who writes the next but one has passed that of the next.
     """
-    buffer_ptr = exchange_ptr + (turn & 1) * BLOCK_W
-    tl.store(buffer_ptr + tl.arange(0, BLOCK_W), value)
+    buffer_ptr = exchange_ptr + (turn & 1) * (2 * BLOCK_W)
+    lane = tl.arange(0, BLOCK_W)
+    tl.store(buffer_ptr + lane, top)
+    tl.store(buffer_ptr + BLOCK_W + lane, bottom)
     tl.debug_barrier()
-    return tl.load(buffer_ptr + before)
+    return tl.load(buffer_ptr + before), tl.load(buffer_ptr + BLOCK_W + before)
 
 
 @triton.jit

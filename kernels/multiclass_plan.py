@@ -34,6 +34,11 @@ def team_of(splits: int, at_once: int) -> int:
     return min(range(1, splits + 1), key=lambda team: (rounds(team), -team))
 
 
+def class_dloss_strides(formula: Formula, strides: Sequence[int]) -> Strides | None:
+    """Strides (k, n, c) of an upstream gradient (N,), of which there is one a sample; else None."""
+    return (0, strides[0], 0) if len(strides) == 1 and formula.points else None
+
+
 class ClassPlan(Plan):
     """One multiclass formula at one layout on one device."""
 
@@ -108,9 +113,7 @@ class ClassPlan(Plan):
 
     def dloss_strides(self, strides: Sequence[int]) -> Strides:
         """Strides (k, n, c) of an upstream gradient that has these: (N,) is one a sample."""
-        if len(strides) == 1 and self.formula.points:
-            return 0, strides[0], 0
-        return super().dloss_strides(strides)
+        return class_dloss_strides(self.formula, strides) or super().dloss_strides(strides)
 
     def forward_launch(self) -> Launch:
         """The forward launch, without its tensors."""

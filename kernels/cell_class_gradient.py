@@ -1,0 +1,247 @@
+"""The multiclass backward kernel of low-resolution logits.
+
+As in cell_gradient.py a program walks down a strip of cells. What the row above has given to a
+class's logits waits in memory, where the same thread picks it up: in the gradient itself if that is
+float32, else in a buffer.
+"""
+
+import triton
+import triton.language as tl
+
+from fastseg_losses.kernels.cell_class_slopes import mean_slopes, put_off, sigmoid_slopes
+from fastseg_losses.kernels.cell_class_slopes import softmax_class, softmax_outputs
+from fastseg_losses.kernels.cell_classes import any_of, class_outputs, read_labels
+from fastseg_losses.kernels.interpolation import (
+    corner_pointers,
+    from_left,
+    output_offsets,
+    places,
+    shares_of,
+    slopes_between,
+)
+from fastseg_losses.kernels.multiclass_slopes import load_region
+from fastseg_losses.kernels.pixels import pixel_base
+from fastseg_losses.kernels import finalize
+
+NORMS = finalize.NORMS
+
+NOT_SPECIALIZED = (
+    *("dloss_ptr", "vector_ptr", "positions_ptr", "weights_ptr"),
+    *("N", "h", "w", "H", "W", "rows", "strips", "blocks", "vector_stride", "kept_start"),
+    *("dloss_stride_k", "dloss_stride_n", "dloss_stride_c", "ignore_index"),
+    *("dlogits_stride_n", "dlogits_stride_c", "dlogits_stride_y", "dlogits_stride_x"),
+    *("logits_stride_n", "logits_stride_c", "logits_stride_y", "logits_stride_x"),
+    *("targets_stride_n", "targets_stride_c", "targets_stride_y", "targets_stride_x"),
+    *("valid_stride_n", "valid_stride_y", "valid_stride_x"),
+)
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+def _cell_class_gradient_kernel(
+    # outputs
+    dlogits_ptr,  # (N, C, h, w)
+    exchange_ptr,  # float32 (programs, 4, BLOCK_W), behind it (programs, 2, C, BLOCK_W)
+    # inputs
+    dloss_ptr,  # see _class_gradient_kernel
+    table_ptr,  # see _cell_class_sums_kernel
+    logits_ptr,  # (N, C, h, w)
+    targets_ptr,  # class ids (N, H, W), or soft (N, C, H, W)
+    valid_ptr,  # (N, H, W) or (N,) or None
+    vector_ptr,  # sigmoid: pos_weight (C,) or (1,) or None
+    positions_ptr,  # (h MOST_Y + w MOST_X,) see cells.py
+    weights_ptr,  # likewise
+    dloss_stride_k,
+    dloss_stride_n,
+    dloss_stride_c,
+    # sizes
+    N,
+    h,
+    w,
+    H,
+    W,
+    rows,  # of cells in a strip
+    strips,
+    blocks,  # of BLOCK_W cells in a row
+    # strides
+    dlogits_stride_n,
+    dlogits_stride_c,
+    dlogits_stride_y,
+    dlogits_stride_x,
+    logits_stride_n,
+    logits_stride_c,
+    logits_stride_y,
+    logits_stride_x,
+    targets_stride_n,
+    targets_stride_c,
+    targets_stride_y,
+    targets_stride_x,
+    valid_stride_n,
+    valid_stride_y,
+    valid_stride_x,
+    vector_stride,
+    kept_start,
+    # scalars
+    term_params,  # alpha_neg, alpha_pos, gamma, label_smoothing
+    ignore_index,
+    # constexprs
+    C: tl.constexpr,
+    TERMS: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    SPREAD: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    REGION: tl.constexpr,  # whether there is a region term
+    SUMS: tl.constexpr,
+    PER_CLASS: tl.constexpr,
+    FIRST: tl.constexpr,
+    BATCH: tl.constexpr,
+    VALID_KIND: tl.constexpr,
+    HAS_IGNORE: tl.constexpr,
+    IDS: tl.constexpr,
+    IN_PLACE: tl.constexpr,  # what waits for the next row lies in the gradient
+    WHOLE: tl.constexpr,
+    FULL: tl.constexpr,
+    RING: tl.constexpr,  # a row is one block; else each block starts with the cell before it
+    MOST_Y: tl.constexpr,
+    MOST_X: tl.constexpr,
+    SPLIT_Y: tl.constexpr,
+    SPLIT_X: tl.constexpr,
+    EACH_Y: tl.constexpr,
+    EACH_X: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
+    EACH: tl.constexpr = EACH_Y * EACH_X
+    PIECES_X: tl.constexpr = MOST_X // EACH_X
+    PIECES: tl.constexpr = MOST_Y // EACH_Y * PIECES_X
+    NUM_POINT: tl.constexpr = len(TERMS) if SOFTMAX else len(TERMS) - 2
+    OVERLAP: tl.constexpr = 0 if RING else 1
+    # The forward launch's order backwards: what it read last is still in the L2 cache.
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    block = pid % blocks
+    begin = pid // blocks % strips * rows
+    n = pid // blocks // strips
+    end = tl.minimum(begin + rows, h)
+
+    dlogits_ptr += pixel_base(n, 0, dlogits_stride_n, 0, False)
+    logits_ptr += pixel_base(n, 0, logits_stride_n, 0, False)
+    targets_ptr += pixel_base(n, 0, targets_stride_n, 0, False)
+    annotated = True
+    if VALID_KIND != "none":
+        valid_ptr += pixel_base(n, 0, valid_stride_n, 0, False)
+    if VALID_KIND == "sample":
+        annotated = tl.load(valid_ptr) != 0
+    stride_c = tl.cast(logits_stride_c, tl.int64)
+    targets_stride_c = tl.cast(targets_stride_c, tl.int64)
+    dlogits_stride_c = tl.cast(dlogits_stride_c, tl.int64)
+    plane = N * tl.cast(H, tl.int64) * W
+    kept_ptr = table_ptr + kept_start + n * tl.cast(H, tl.int64) * W
+
+    lane = tl.arange(0, BLOCK_W)
+    at = block * (BLOCK_W - OVERLAP) - OVERLAP + lane
+    there = at < w
+    j = tl.where(at < 0, w - 1, at)
+    last_x = j == w - 1
+    before = tl.where(lane == 0, (w - 1 if RING else 0), lane - 1)
+    own = there & (lane >= OVERLAP)
+    columns_ptr = dlogits_ptr + j * tl.cast(dlogits_stride_x, tl.int64)
+    dlogits_stride_y = tl.cast(dlogits_stride_y, tl.int64)
+    buffers_ptr = exchange_ptr + tl.num_programs(0).to(tl.int64) * (4 * BLOCK_W)
+    buffers_ptr += pid.to(tl.int64) * (2 * C * BLOCK_W) + lane
+    exchange_ptr += pid.to(tl.int64) * (4 * BLOCK_W)
+    if annotated:
+        groups = C if BATCH else N * C
+        group = 0 if BATCH else n * C
+        dloss_ptr += n.to(tl.int64) * dloss_stride_n
+        points_ptr = table_ptr + NORMS + 2 * groups
+        region_factor = tl.load(table_ptr)
+        point_factor = tl.load(table_ptr + 1)
+        share = tl.load(points_ptr + NUM_POINT * C + n)
+        point_factor *= share
+        if SUMS:
+            region_factor = share
+        if not PER_CLASS:
+            upstream = tl.load(dloss_ptr).to(tl.float32)
+            region_factor *= upstream
+            point_factor *= upstream
+        turn = 0
+        for step in range((begin - 1) * PIECES, end * PIECES):
+            done = tl.cast(step, tl.int32) + PIECES  # the interpreter's steps are Python's
+            row = done // PIECES - 1
+            piece = done % PIECES
+            i = tl.where(row < 0, h - 1, row)  # of the row above only the lower shares are needed
+            positions_x, weights_x = places(
+                positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y,
+                j, piece % PIECES_X, w, MOST_X, EACH_X,
+            )  # fmt: skip
+            across = (slopes_between(weights_x, last_x), weights_x, last_x)
+            positions_y, weights_y = places(
+                positions_ptr, weights_ptr, i, piece // PIECES_X, h, MOST_Y, EACH_Y
+            )
+            down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
+            offsets = output_offsets(positions_y, positions_x, targets_stride_y, targets_stride_x)
+            labels, lives = read_labels(
+                targets_ptr, valid_ptr, offsets, positions_y, positions_x, there,
+                valid_stride_y, valid_stride_x, ignore_index, C, IDS, WHOLE, PIXEL_VALID,
+                HAS_IGNORE,
+            )  # fmt: skip
+            needed = any_of(lives)
+            ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
+            lses = labels
+            pushes = labels
+            at_labels = labels
+            if SOFTMAX:
+                kept = output_offsets(positions_y, positions_x, W, 1)
+                lses, means, pushes = mean_slopes(
+                    ptrs, stride_c, needed, lives, kept_ptr, kept, across, down,
+                    targets_ptr, targets_stride_c, offsets, dloss_ptr, table_ptr, points_ptr,
+                    group, groups, dloss_stride_k, dloss_stride_c, region_factor, point_factor,
+                    term_params, TERMS, SMOOTHED, SPREAD, REGION, IDS, SUMS, PER_CLASS, C, FIRST,
+                    EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, PTX,
+                )  # fmt: skip
+                pushes, at_labels = softmax_outputs(
+                    labels, lives, means, pushes, kept_ptr + plane, kept, dloss_ptr, table_ptr,
+                    points_ptr, group, groups, dloss_stride_k, dloss_stride_c,
+                    region_factor, point_factor, term_params,
+                    TERMS, SMOOTHED, REGION, IDS, SUMS, PER_CLASS, C, FIRST, PTX,
+                )  # fmt: skip
+            for c in range(C):
+                zs, _ = class_outputs(
+                    ptrs, c * stride_c, needed, across, down,
+                    EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX,
+                )  # fmt: skip
+                d_overlap, d_mass = 0.0, 0.0
+                if REGION:
+                    d_overlap, d_mass = load_region(
+                        dloss_ptr, table_ptr, c, group, groups,
+                        dloss_stride_k, dloss_stride_c, C, FIRST, SUMS, PER_CLASS,
+                    )  # fmt: skip
+                    d_overlap *= region_factor
+                    d_mass *= region_factor
+                targets_c_ptr = targets_ptr + c * targets_stride_c
+                if SOFTMAX:
+                    slopes = softmax_class(
+                        zs, lses, pushes, labels, at_labels, lives, targets_c_ptr, offsets,
+                        d_overlap, d_mass, points_ptr, c, point_factor, term_params,
+                        TERMS, SMOOTHED, SPREAD, REGION, IDS, C, PTX,
+                    )  # fmt: skip
+                else:
+                    slopes = sigmoid_slopes(
+                        zs, labels, lives, targets_c_ptr, offsets, d_overlap, d_mass,
+                        points_ptr, vector_ptr, c, point_factor, vector_stride, term_params,
+                        TERMS, IDS, C, PTX,
+                    )  # fmt: skip
+                shares = shares_of(slopes, across, down, EACH_Y, EACH_X)
+                top, bottom = from_left(exchange_ptr, turn, shares[1], shares[3], before, BLOCK_W)
+                turn += 1
+                put_off(
+                    columns_ptr + c * dlogits_stride_c, buffers_ptr + c * BLOCK_W,
+                    shares[0] + top, shares[2] + bottom, row, piece, begin, end, own,
+                    dlogits_stride_y, C * BLOCK_W, PIECES, IN_PLACE,
+                )  # fmt: skip
+    else:
+        zero = tl.zeros([BLOCK_W], dlogits_ptr.dtype.element_ty)
+        for row in range(begin, end):
+            for c in range(C):
+                ptrs = columns_ptr + c * dlogits_stride_c + row * dlogits_stride_y
+                tl.store(ptrs, zero, mask=own)

@@ -1,0 +1,140 @@
+"""Launch plans of low-resolution logits in multiclass mode."""
+
+from typing import Any
+
+from fastseg_losses.kernels import finalize, multiclass_rows, terms
+from fastseg_losses.kernels.cell_class_gradient import _cell_class_gradient_kernel
+from fastseg_losses.kernels.cell_class_sums import _cell_class_sums_kernel
+from fastseg_losses.kernels.cell_plan import CellLayout, CellPlan, cell_constants
+from fastseg_losses.kernels.cell_tiles import CellTile, class_gradient_tile, class_sums_tile
+from fastseg_losses.kernels.launch import Device, Formula, Launch, sloped_sums
+from fastseg_losses.kernels.multiclass_plan import class_dloss_strides, team_of
+from fastseg_losses.kernels.tiles import CLASS_WORKSPACE_BYTES
+
+CLASSES_AT_A_TIME = 2  # in the first walk over the classes
+
+
+class CellClassPlan(CellPlan):
+    """One multiclass formula of low-resolution logits at one layout on one device."""
+
+    def __init__(
+        self,
+        layout: CellLayout,
+        formula: Formula,
+        device: Device,
+        forward: CellTile | None = None,
+        gradient: CellTile | None = None,
+    ) -> None:
+        self.layout, self.formula, self.device = layout, formula, device  # type: ignore[assignment]
+        at, f = layout, formula
+        self.ids = at.targets_kind == "ids"
+        self.tile = forward or class_sums_tile()
+        self.gradient = gradient or class_gradient_tile(at.x.size)
+        planes = multiclass_rows.ID_PLANES if self.ids else multiclass_rows.SOFT_PLANES
+        row = finalize.RECORD.value + planes.value * at.C
+        self.blocks = -(-at.x.size // self.tile.block_w)
+        steps = at.y.size * (at.y.most // at.each[0])
+        most = self.tile.programs * device.multiprocessors
+        most = min(most, 4 * CLASS_WORKSPACE_BYTES // (4 * row))
+        self.splits = self.blocks * max(1, min(most // (at.N * self.blocks), steps))
+        self.programs = at.N * self.splits
+        self.groups = at.C if f.batch else at.N * at.C
+        table = finalize.NORMS.value + 2 * self.groups + len(f.points) * at.C + at.N
+        self.kept_start = table + -table % 16
+        self.table_size = table
+        if f.softmax:
+            self.table_size = self.kept_start + (1 + self.ids) * at.N * at.y.out * at.x.out
+        self.workspace_start = self.table_size + -self.table_size % 16
+        self.scratch_size = self.workspace_start + row * (at.N + self.programs)
+        classes = at.C - f.first_class
+        per_group = (classes,) if f.batch else (at.N, classes)
+        shapes = {"none": (at.N,) if f.points else per_group, "sums": (4, at.N, at.C)}
+        self.loss_shape = shapes.get(f.reduction, ())
+        self._shared = {
+            "C": at.C,
+            "SMOOTHED": f.smoothed,
+            "SPREAD": f.softmax and bool(f.points) and (not self.ids or any(f.smoothed)),
+            "SOFTMAX": f.softmax,
+            "FIRST": f.first_class,
+            "BATCH": f.batch,
+            "VALID_KIND": at.valid_kind,
+            "HAS_IGNORE": f.ignore_index is not None,
+            "IDS": self.ids,
+            "PTX": device.ptx,
+        }
+        self.block_row = min(1024, 1 << (row - 1).bit_length())
+        self.team = team_of(self.splits, multiclass_rows.ENTRIES_IN_FLIGHT // self.block_row)
+        self.num_counters = 1 + at.N + at.N * -(-self.splits // self.team)
+        self.counters = {}
+        self.single = None
+        self.tables = ()
+        self._walk(at.N)
+        self.in_place = at.logits_bytes == 4
+        if not self.in_place:
+            self.exchange_size += self.exchange_size // 2 * at.C
+        self._forward = self._backward = None
+
+    def dloss_strides(self, strides: Any) -> tuple[int, int, int]:
+        """Strides (k, n, c) of an upstream gradient that has these: (N,) is one a sample."""
+        return class_dloss_strides(self.formula, strides) or super().dloss_strides(strides)
+
+    def forward_launch(self) -> Launch:
+        """The forward launch, without its tensors."""
+        at, f = self.layout, self.formula
+        scalars = (
+            *(at.N, at.y.size, at.x.size, at.y.out, at.x.out, self.splits, self.team, self.blocks),
+            *(*at.logits, *at.targets, *at.valid, at.pos_weight_stride),
+            *(self.workspace_start, self.kept_start),
+            *(f.term_params, f.point_weights, f.region_weights, f.region_params),
+            0 if f.ignore_index is None else int(f.ignore_index),
+        )
+        first = finalize.FIRST_POINT.value
+        columns = tuple(first + k for k in range(len(f.points)))
+        columns += (finalize.MASS.value, finalize.PREDICTED.value)
+        if not self.ids:
+            columns += (finalize.TARGET.value, finalize.ACTUAL.value)
+        constexprs = {
+            "TERMS": self._terms(),
+            "BALANCED": f.balanced,
+            "COLUMNS": (*columns, finalize.VALID.value, finalize.COUNTED.value),
+            "LOGS": f.logs,
+            "POWERS": f.powers,
+            "REDUCTION": f.reduction,
+            "ABSENT": f.absent,
+            "COUNT": CLASSES_AT_A_TIME,
+            "BLOCK_C": 1 << (at.C - 1).bit_length(),
+            "BLOCK_ROW": self.block_row,
+            **self._shared,
+            **cell_constants(at, self.tile),
+        }
+        options = self._options(self.tile)
+        return Launch(_cell_class_sums_kernel, (self.programs, 1, 1), scalars, constexprs, options)
+
+    def backward_launch(self) -> Launch:
+        """The backward launch, without its tensors and the upstream gradient's strides."""
+        at, f, tile = self.layout, self.formula, self.gradient
+        scalars = (
+            *(at.N, at.y.size, at.x.size, at.y.out, at.x.out),
+            *(self.rows, self.strips, self.columns),
+            *(*at.dlogits, *at.logits, *at.targets, *at.valid, at.pos_weight_stride),
+            self.kept_start,
+            f.term_params,
+            0 if f.ignore_index is None else int(f.ignore_index),
+        )
+        sums = f.reduction == "sums"
+        constexprs = {
+            "TERMS": self._terms() if f.softmax else (*sloped_sums(f), *self._terms()),
+            "REGION": bool(f.logs) or sums,
+            "SUMS": sums,
+            "PER_CLASS": sums or (f.reduction == "none" and not f.points),
+            "IN_PLACE": self.in_place,
+            "RING": self.ring,
+            **self._shared,
+            **cell_constants(at, tile),
+        }
+        grid = (at.N * self.strips * self.columns, 1, 1)
+        return Launch(_cell_class_gradient_kernel, grid, scalars, constexprs, self._options(tile))
+
+    def _terms(self) -> tuple[Any, ...]:
+        functions = terms.SOFTMAX if self.formula.softmax else terms.POINTWISE
+        return tuple(functions[name] for name in self.formula.points)

@@ -1,0 +1,234 @@
+"""What the multiclass forward kernel of low-resolution logits adds up of a piece's outputs."""
+
+import triton
+import triton.language as tl
+
+from fastseg_losses.kernels import multiclass_rows
+from fastseg_losses.kernels.cell_classes import class_outputs
+from fastseg_losses.kernels.interpolation import load_corners, output_of, stacked
+from fastseg_losses.kernels.special import LN2, LOG2E, exp2, log1p_unit, log2
+from fastseg_losses.kernels.terms import NEUTRAL, pixel_of
+
+RECORD = multiclass_rows.RECORD
+TARGET_PLANE = multiclass_rows.TARGET_PLANE
+PREDICTED_PLANE = multiclass_rows.PREDICTED_PLANE
+HIT_PLANE = multiclass_rows.HIT_PLANE
+ACTUAL_PLANE = multiclass_rows.ACTUAL_PLANE
+
+# A program of one warp counts target, predicted and hit outputs of a class in one int32, ten bits
+# each: 32 cells of at most 16 outputs are 512.
+PREDICTED_ONE = tl.constexpr(1 << 10)
+HIT_ONE = tl.constexpr(1 << 20)
+
+
+@triton.jit
+def label_terms(
+    sums, ptrs, stride_c, labels, lives, state, across, down, weights_ptr, alpha_ptr, params,
+    TERMS: tl.constexpr, BALANCED: tl.constexpr, SMOOTHED: tl.constexpr,
+    EACH_X: tl.constexpr, SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """Add the label's part of the pointwise terms; each output's p and -log p of its label."""
+    largest, first, total = state
+    ps = ()
+    nlls = ()
+    for k in tl.static_range(len(labels)):
+        known = labels[k] >= 0
+        at = tl.maximum(labels[k], 0)
+        corners, _ = load_corners(ptrs, at * stride_c, known, LOG2E, False)
+        z = output_of(corners, across, down, k // EACH_X, k % EACH_X, SPLIT_Y, SPLIT_X)
+        # Of the largest the difference is exactly 0, so that the logarithm and what the sum
+        # exceeds 1 by vanish together.
+        below = tl.where(known, largest[k] - z, 0.0)
+        e = exp2(-below, PTX)
+        r = 1.0 / total[k]
+        log_total = tl.where(
+            total[k] < 2.0, log1p_unit(tl.minimum(total[k] - 1.0, 1.0)), log2(total[k], PTX) * LN2
+        )
+        p = tl.where(known, e * r, 0.0)
+        nll = tl.where(known, below * LN2 + log_total, 0.0)
+        nll = tl.where(nll < 1e29, nll, float("inf"))  # a label that -inf has ruled out; or NaN
+        weight = 1.0
+        if weights_ptr is not None:
+            weight = tl.load(weights_ptr + at, mask=known, other=0.0)
+        new = ()
+        for m in tl.static_range(len(TERMS)):
+            value, _ = TERMS[m](p, (total[k] - e) * r, nll, params[2], PTX)
+            factor = weight
+            if BALANCED[m] and alpha_ptr is not None:
+                factor = weight * tl.load(alpha_ptr + at, mask=known, other=0.0)
+            if SMOOTHED[m]:
+                factor = factor * (1.0 - params[3])
+            new = new + (sums[m] + tl.where(known, factor * value, 0.0),)
+        sums = new
+        ps = ps + (p,)
+        nlls = nlls + (nll,)
+    return sums, ps, nlls
+
+
+@triton.jit
+def spread_terms(
+    sums, z, lse, p, t, live, c, weights_ptr, alpha_ptr, params,
+    TERMS: tl.constexpr, BALANCED: tl.constexpr, SMOOTHED: tl.constexpr,
+    IDS: tl.constexpr, C: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """Add what soft or smoothed targets of class c have in the pointwise terms."""
+    nll = (lse - z) * LN2
+    new = ()
+    for m in tl.static_range(len(TERMS)):
+        value = sums[m]
+        if not IDS or SMOOTHED[m]:
+            share = tl.zeros_like(z) + spread_share(t, params[3], IDS, SMOOTHED[m], C)
+            each, _ = TERMS[m](p, 1.0 - p, nll, params[2], PTX)
+            factor = 1.0
+            if weights_ptr is not None:
+                factor = tl.load(weights_ptr + c)
+            if BALANCED[m] and alpha_ptr is not None:
+                factor = factor * tl.load(alpha_ptr + c)
+            # a target of 0 counts for nothing, even where the class was ruled out by -inf
+            value += tl.where(live & (share != 0.0), factor * share * each, 0.0)
+        new = new + (value,)
+    return new
+
+
+@triton.jit
+def spread_share(t, e, IDS: tl.constexpr, SMOOTHED: tl.constexpr, C: tl.constexpr):
+    """A soft target, smoothed; of class ids what smoothing gives to every class."""
+    if IDS:
+        return e / C
+    elif SMOOTHED:
+        return t + e * (1.0 / C - t)
+    else:
+        return t
+
+
+@triton.jit
+def add_classes(
+    row_ptr, sums, ptrs, stride_c, targets_ptr, targets_stride_c, offsets,
+    labels, lives, there, lses, p_labels, first, across, down,
+    weights_ptr, vector_ptr, vector_stride, params,
+    TERMS: tl.constexpr, BALANCED: tl.constexpr, SMOOTHED: tl.constexpr, SPREAD: tl.constexpr,
+    SOFTMAX: tl.constexpr, IDS: tl.constexpr, C: tl.constexpr,
+    EACH_Y: tl.constexpr, EACH_X: tl.constexpr, SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
+    BLOCK_W: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """Add the piece to every class's planes, BLOCK_W classes at a time; the terms' sums."""
+    lane = tl.arange(0, BLOCK_W)
+    zero = tl.zeros([BLOCK_W], tl.float32)
+    for start in range(0, C, BLOCK_W):
+        overlaps = zero
+        masses = zero
+        soft = zero
+        counts = tl.zeros([BLOCK_W], tl.int32)
+        actual = counts
+        for c in range(start, tl.minimum(start + BLOCK_W, C)):
+            zs, _ = class_outputs(
+                ptrs, c * stride_c, there, across, down,
+                EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX,
+            )  # fmt: skip
+            overlap = zero
+            mass = zero
+            share = zero
+            count = tl.zeros([BLOCK_W], tl.int32)
+            labelled = count
+            ts = ()
+            for k in tl.static_range(EACH_Y * EACH_X):
+                if IDS:
+                    t = 0.0
+                else:
+                    at = targets_ptr + c * targets_stride_c + offsets[k]
+                    t = tl.load(at, mask=lives[k], other=0.0).to(tl.float32)
+                    share += t
+                ts = ts + (t,)
+                is_label = labels[k] == c
+                hit = tl.where(first[k] == labels[k], HIT_ONE, 0)
+                if IDS:
+                    count += tl.where(is_label, 1 + hit, 0)
+                else:
+                    labelled += tl.where(is_label, 1, 0)
+                    count += tl.where(is_label, hit, 0)
+                count += tl.where(first[k] == c, PREDICTED_ONE, 0)
+                if SOFTMAX:
+                    p = exp2(zs[k] - lses[k], PTX)
+                    mass += p
+                    if IDS:
+                        overlap += tl.where(is_label, p_labels[k], 0.0)
+                    else:
+                        overlap += p * t
+                    if SPREAD:
+                        sums = spread_terms(
+                            sums, zs[k], lses[k], p, t, lives[k], c, weights_ptr, vector_ptr,
+                            params, TERMS, BALANCED, SMOOTHED, IDS, C, PTX,
+                        )  # fmt: skip
+            if not SOFTMAX:
+                if IDS:
+                    hard = ()
+                    for k in tl.static_range(EACH_Y * EACH_X):
+                        hard = hard + (tl.where(labels[k] == c, 1.0, 0.0),)
+                    ts = hard
+                live = stacked(lives, False)
+                x = tl.where(live, stacked(zs, NEUTRAL), NEUTRAL)
+                t = stacked(ts, 0.0)
+                pixel = pixel_of(x, t, IDS, False, PTX)
+                overlap = tl.sum(pixel[4] * t, 1)
+                mass = tl.sum(pixel[4], 1)
+                pos_weight = 1.0
+                if vector_ptr is not None:
+                    pos_weight = tl.load(vector_ptr + c * vector_stride)
+                each = (params[0], params[1], params[2], pos_weight, params[3])
+                weight = 1.0
+                if weights_ptr is not None:
+                    weight = tl.load(weights_ptr + c)
+                new = ()
+                for m in tl.static_range(len(TERMS)):
+                    value, _ = TERMS[m](pixel, each, PTX)
+                    new = new + (sums[m] + weight * value,)
+                sums = new
+            here = lane == c - start
+            overlaps = tl.where(here, tl.sum(overlap), overlaps)
+            masses = tl.where(here, tl.sum(mass), masses)
+            counts = tl.where(here, tl.sum(count), counts)
+            if not IDS:
+                soft = tl.where(here, tl.sum(share), soft)
+                actual = tl.where(here, tl.sum(labelled), actual)
+        inside = start + lane < C
+        at_ptr = row_ptr + RECORD + start + lane
+        add_to(at_ptr, overlaps, inside)
+        add_to(at_ptr + C, masses, inside)
+        if IDS:
+            soft = (counts & 1023).to(tl.float32)
+        add_to(at_ptr + TARGET_PLANE * C, soft, inside)
+        add_to(at_ptr + PREDICTED_PLANE * C, ((counts >> 10) & 1023).to(tl.float32), inside)
+        add_to(at_ptr + HIT_PLANE * C, (counts >> 20).to(tl.float32), inside)
+        if not IDS:
+            add_to(at_ptr + ACTUAL_PLANE * C, actual.to(tl.float32), inside)
+    return sums
+
+
+@triton.jit
+def add_to(ptrs, value, inside):
+    """Add to what the same threads have stored before."""
+    tl.store(ptrs, tl.load(ptrs, mask=inside, other=0.0) + value, mask=inside)
+
+
+@triton.jit
+def soft_labels(
+    targets_ptr, targets_stride_c, offsets, lives, C: tl.constexpr
+):  # fmt: skip
+    """Of soft targets the likeliest class, -1 where none counts, its target, and the worst stray."""
+    labels = ()
+    certains = ()
+    stray = tl.zeros(lives[0].shape, tl.float32)
+    for k in tl.static_range(len(offsets)):
+        label = tl.where(lives[k], 0, -1)
+        certain = tl.load(targets_ptr + offsets[k], mask=lives[k], other=0.0).to(tl.float32)
+        worst = tl.abs(certain - 0.5)
+        for c in range(1, C):
+            ptrs = targets_ptr + c * targets_stride_c + offsets[k]
+            t = tl.load(ptrs, mask=lives[k], other=0.0).to(tl.float32)
+            label = tl.where(t > certain, c, label)
+            certain = tl.maximum(certain, t)
+            worst = tl.maximum(worst, tl.abs(t - 0.5), propagate_nan=tl.PropagateNan.ALL)
+        labels = labels + (label,)
+        certains = certains + (certain,)
+        stray = tl.maximum(stray, worst, propagate_nan=tl.PropagateNan.ALL)
+    return labels, certains, stray

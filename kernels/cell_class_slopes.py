@@ -1,0 +1,233 @@
+"""The gradient of a piece's outputs in every class, and its way to the low-resolution logits.
+
+With h_k = dL/dp_k and u_k the pull of the pointwise terms (terms.py), a softmax gives
+dL/dx_k = p_k (h_k - sum of p h + sum of u) - u_k. All factors are in h and u already.
+"""
+
+import triton
+import triton.language as tl
+
+from fastseg_losses.kernels.cell_class_points import spread_share
+from fastseg_losses.kernels.cell_classes import class_outputs
+from fastseg_losses.kernels.gradient import slope_of_terms
+from fastseg_losses.kernels.interpolation import stacked, unstacked
+from fastseg_losses.kernels.multiclass_slopes import load_point, load_region
+from fastseg_losses.kernels.special import LN2, LOG2E, exp2
+from fastseg_losses.kernels.terms import NEUTRAL
+
+SKIPPED = tl.constexpr(1e30)  # in place of a logarithm: every probability is 0
+
+
+@triton.jit
+def spread_pull(
+    z, lse, p, t, live, points_ptr, c, factor, params,
+    TERMS: tl.constexpr, SMOOTHED: tl.constexpr, IDS: tl.constexpr, C: tl.constexpr,
+    PTX: tl.constexpr,
+):  # fmt: skip
+    """The pull u of class c that soft or smoothed targets have."""
+    nll = (lse - z) * LN2
+    pull_c = tl.zeros_like(z)
+    for m in tl.static_range(len(TERMS)):
+        if not IDS or SMOOTHED[m]:
+            _, pull = TERMS[m](p, 1.0 - p, nll, params[2], PTX)
+            share = tl.zeros_like(z) + spread_share(t, params[3], IDS, SMOOTHED[m], C)
+            share = share * load_point(points_ptr, m, c, factor, C)
+            pull_c += tl.where(live & (share != 0.0), share * pull, 0.0)
+    return pull_c
+
+
+@triton.jit
+def mean_slopes(
+    ptrs, stride_c, needed, lives, kept_ptr, kept, across, down,
+    targets_ptr, targets_stride_c, offsets, dloss_ptr, table_ptr, points_ptr,
+    group, groups, dloss_stride_k, dloss_stride_c, region_factor, point_factor, params,
+    TERMS: tl.constexpr, SMOOTHED: tl.constexpr, SPREAD: tl.constexpr, REGION: tl.constexpr,
+    IDS: tl.constexpr, SUMS: tl.constexpr, PER_CLASS: tl.constexpr,
+    C: tl.constexpr, FIRST: tl.constexpr,
+    EACH_Y: tl.constexpr, EACH_X: tl.constexpr, SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
+    PTX: tl.constexpr,
+):  # fmt: skip
+    """Of each output the logarithm kept, the sum of p h without the label's dL/dI, the sum of u."""
+    nothing = tl.zeros(needed.shape, tl.float32)
+    lses = ()
+    means = ()
+    pushes = ()
+    for k in tl.static_range(len(lives)):
+        lses = lses + (tl.load(kept_ptr + kept[k], mask=lives[k], other=SKIPPED),)
+        means = means + (nothing,)
+        pushes = pushes + (nothing,)
+    if REGION or SPREAD:
+        for c in range(C):
+            zs, _ = class_outputs(
+                ptrs, c * stride_c, needed, across, down,
+                EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, True,
+            )  # fmt: skip
+            d_overlap, d_mass = 0.0, 0.0
+            if REGION:
+                d_overlap, d_mass = load_region(
+                    dloss_ptr, table_ptr, c, group, groups,
+                    dloss_stride_k, dloss_stride_c, C, FIRST, SUMS, PER_CLASS,
+                )  # fmt: skip
+                d_overlap *= region_factor
+                d_mass *= region_factor
+            new_means = ()
+            new_pushes = ()
+            for k in tl.static_range(len(lives)):
+                p = exp2(zs[k] - lses[k], PTX)
+                t = 0.0
+                if not IDS:
+                    at = targets_ptr + c * targets_stride_c + offsets[k]
+                    t = tl.load(at, mask=lives[k], other=0.0).to(tl.float32)
+                mean = means[k]
+                if REGION:
+                    slope = d_mass if IDS else d_mass + d_overlap * t
+                    mean += p * slope
+                push = pushes[k]
+                if SPREAD:
+                    push += spread_pull(
+                        zs[k], lses[k], p, t, lives[k], points_ptr, c, point_factor, params,
+                        TERMS, SMOOTHED, IDS, C, PTX,
+                    )  # fmt: skip
+                new_means = new_means + (mean,)
+                new_pushes = new_pushes + (push,)
+            means = new_means
+            pushes = new_pushes
+    return lses, means, pushes
+
+
+@triton.jit
+def softmax_outputs(
+    labels, lives, means, pushes, nlls_ptr, kept, dloss_ptr, table_ptr, points_ptr,
+    group, groups, dloss_stride_k, dloss_stride_c, region_factor, point_factor, params,
+    TERMS: tl.constexpr, SMOOTHED: tl.constexpr, REGION: tl.constexpr,
+    IDS: tl.constexpr, SUMS: tl.constexpr, PER_CLASS: tl.constexpr,
+    C: tl.constexpr, FIRST: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """Of each output what all classes share, sum of u - sum of p h, and its label's slope."""
+    shared = ()
+    at_labels = ()
+    for k in tl.static_range(len(labels)):
+        push = pushes[k]
+        mean = means[k]
+        slope = push
+        if IDS:
+            nll = tl.load(nlls_ptr + kept[k], mask=lives[k], other=0.0)
+            p = exp2(nll * (-LOG2E), PTX)
+            # 1 - p by a series where the difference keeps few digits
+            series = nll * (1.0 - nll * (0.5 - nll * (1.0 / 6.0 - nll * (1.0 / 24.0))))
+            q = tl.where(nll < 0.05, series, 1.0 - p)
+            pull_y = tl.zeros_like(nll)
+            for m in tl.static_range(len(TERMS)):
+                _, pull = TERMS[m](p, q, nll, params[2], PTX)
+                weight = load_point(points_ptr, m, labels[k], point_factor, C)
+                if SMOOTHED[m]:
+                    weight *= 1.0 - params[3]
+                pull_y += weight * pull
+            slope = p * push - q * pull_y
+            push += pull_y
+            if REGION:
+                d_overlap, d_mass = load_region(
+                    dloss_ptr, table_ptr, labels[k], group, groups,
+                    dloss_stride_k, dloss_stride_c, C, FIRST, SUMS, PER_CLASS,
+                )  # fmt: skip
+                d_overlap *= region_factor
+                d_mass *= region_factor
+                # of the label's own dL/dI (1 - p) is left: the difference would cancel
+                slope += p * ((d_mass - mean) + q * d_overlap)
+                mean += p * d_overlap
+        shared = shared + (push - mean,)
+        at_labels = at_labels + (slope,)
+    return shared, at_labels
+
+
+@triton.jit
+def softmax_class(
+    zs, lses, shared, labels, at_labels, lives, targets_c_ptr, offsets,
+    d_overlap, d_mass, points_ptr, c, point_factor, params,
+    TERMS: tl.constexpr, SMOOTHED: tl.constexpr, SPREAD: tl.constexpr, REGION: tl.constexpr,
+    IDS: tl.constexpr, C: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """The slopes of class c."""
+    slopes = ()
+    for k in tl.static_range(len(zs)):
+        p = exp2(zs[k] - lses[k], PTX)
+        t = 0.0
+        if not IDS:
+            t = tl.load(targets_c_ptr + offsets[k], mask=lives[k], other=0.0).to(tl.float32)
+        if REGION and IDS:
+            slope = p * (d_mass + shared[k])
+        elif REGION:
+            slope = p * (d_mass + d_overlap * t + shared[k])
+        else:
+            slope = p * shared[k]
+        if IDS:
+            slope = tl.where(labels[k] == c, at_labels[k], slope)
+        if SPREAD:
+            slope -= spread_pull(
+                zs[k], lses[k], p, t, lives[k], points_ptr, c, point_factor, params,
+                TERMS, SMOOTHED, IDS, C, PTX,
+            )  # fmt: skip
+        slopes = slopes + (slope,)
+    return slopes
+
+
+@triton.jit
+def sigmoid_slopes(
+    zs, labels, lives, targets_c_ptr, offsets, d_overlap, d_mass,
+    points_ptr, pos_weight_ptr, c, point_factor, pos_weight_stride, params,
+    TERMS: tl.constexpr, IDS: tl.constexpr, C: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """The slopes of class c against the rest."""
+    ts = ()
+    for k in tl.static_range(len(zs)):
+        if IDS:
+            t = tl.where(labels[k] == c, 1.0, 0.0)
+        else:
+            t = tl.load(targets_c_ptr + offsets[k], mask=lives[k], other=0.0).to(tl.float32)
+        ts = ts + (t,)
+    coefs = (d_overlap, d_mass)
+    for m in tl.static_range(len(TERMS) - 2):
+        coefs = coefs + (load_point(points_ptr, m, c, point_factor, C),)
+    pos_weight = 1.0
+    if pos_weight_ptr is not None:
+        pos_weight = tl.load(pos_weight_ptr + c * pos_weight_stride)
+    terms = (params[0], params[1], params[2], pos_weight, params[3])
+    live = stacked(lives, False)
+    x = tl.where(live, stacked(zs, NEUTRAL), NEUTRAL)
+    slope = slope_of_terms(x, stacked(ts, 0.0), coefs, terms, TERMS, IDS, False, PTX)
+    return unstacked(tl.where(live, slope, 0.0), len(zs))
+
+
+@triton.jit
+def put_off(
+    class_ptr, buffer_ptr, top, bottom, row, piece, begin, end, own, stride_y, half,
+    PIECES: tl.constexpr, IN_PLACE: tl.constexpr,
+):  # fmt: skip
+    """Add the upper and the lower shares of a piece to the gradients of two rows.
+
+    A row is complete, and written, with the last piece of the cells below it. Until then it waits
+    in float32 where the same thread finds it again. The strip's first and last row are met halfway:
+    what they lack another program has.
+    """
+    none = tl.where(own, 0, 0)
+    for lower in tl.static_range(2):
+        value = bottom if lower else top
+        to = row + lower
+        # compared as vectors: of scalars the interpreter makes masks of integers
+        inside = own & (to + none >= begin) & (to + none < end)
+        if IN_PLACE:
+            waiting_ptr = class_ptr + to * stride_y
+        else:
+            waiting_ptr = buffer_ptr + (to & 1) * half
+        before = inside
+        if lower:
+            before = inside & (piece + none > 0)
+        value += tl.load(waiting_ptr, mask=before, other=0.0)
+        if IN_PLACE:
+            tl.store(waiting_ptr, value, mask=inside)
+        elif lower:
+            tl.store(waiting_ptr, value, mask=inside)
+        else:
+            tl.store(waiting_ptr, value, mask=inside & (piece + none < PIECES - 1))
+            out = value.to(class_ptr.dtype.element_ty)
+            tl.store(class_ptr + to * stride_y, out, mask=inside & (piece + none == PIECES - 1))
