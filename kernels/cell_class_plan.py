@@ -63,7 +63,8 @@ class CellClassPlan(CellPlan):
             "PTX": device.ptx,
         }
         self.block_row = min(1024, 1 << (row - 1).bit_length())
-        self.team = team_of(self.splits, multiclass_rows.ENTRIES_IN_FLIGHT // self.block_row)
+        self.block_rows = multiclass_rows.ENTRIES_IN_FLIGHT * self.tile.num_warps // self.block_row
+        self.team = team_of(self.splits, self.block_rows)
         self.num_counters = 1 + at.N + at.N * -(-self.splits // self.team)
         self.counters = {}
         self.single = None
@@ -104,6 +105,7 @@ class CellClassPlan(CellPlan):
             "COUNT": CLASSES_AT_A_TIME,
             "BLOCK_C": 1 << (at.C - 1).bit_length(),
             "BLOCK_ROW": self.block_row,
+            "BLOCK_ROWS": self.block_rows,
             **self._shared,
             **cell_constants(at, self.tile),
         }

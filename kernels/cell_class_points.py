@@ -6,7 +6,7 @@ import triton.language as tl
 from fastseg_losses.kernels import multiclass_rows
 from fastseg_losses.kernels.cell_classes import class_outputs
 from fastseg_losses.kernels.interpolation import load_corners, output_of, stacked
-from fastseg_losses.kernels.special import LN2, LOG2E, exp2, log1p_unit, log2
+from fastseg_losses.kernels.special import LN2, LOG2E, equal, exp2, log1p_unit, log2
 from fastseg_losses.kernels.terms import NEUTRAL, pixel_of
 
 RECORD = multiclass_rows.RECORD
@@ -15,10 +15,11 @@ PREDICTED_PLANE = multiclass_rows.PREDICTED_PLANE
 HIT_PLANE = multiclass_rows.HIT_PLANE
 ACTUAL_PLANE = multiclass_rows.ACTUAL_PLANE
 
-# A program of one warp counts target, predicted and hit outputs of a class in one int32, ten bits
-# each: 32 cells of at most 16 outputs are 512.
-PREDICTED_ONE = tl.constexpr(1 << 10)
-HIT_ONE = tl.constexpr(1 << 20)
+# A thread counts target, predicted and hit outputs of a class in one float, five bits each, because
+# to add a product takes one instruction: at most 16 outputs. A warp adds them up in one int32, ten
+# bits each: 512 outputs.
+PREDICTED_ONE = tl.constexpr(32.0)
+HIT_ONE = tl.constexpr(1024.0)
 
 
 @triton.jit
@@ -111,15 +112,21 @@ def add_classes(
     EACH_Y: tl.constexpr, EACH_X: tl.constexpr, SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
     BLOCK_W: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """Add the piece to every class's planes, BLOCK_W classes at a time; the terms' sums."""
+    """Add the piece to every class's planes, BLOCK_W classes at a time; the terms' sums.
+
+    The labels and the likeliest classes as floats.
+    """
     lane = tl.arange(0, BLOCK_W)
     zero = tl.zeros([BLOCK_W], tl.float32)
+    on_label = ()
+    for k in tl.static_range(EACH_Y * EACH_X):
+        on_label = on_label + (tl.where(first[k] == labels[k], 1.0 + HIT_ONE, 1.0),)
     for start in range(0, C, BLOCK_W):
         overlaps = zero
         masses = zero
         soft = zero
+        actual = zero
         counts = tl.zeros([BLOCK_W], tl.int32)
-        actual = counts
         for c in range(start, tl.minimum(start + BLOCK_W, C)):
             zs, _ = class_outputs(
                 ptrs, c * stride_c, there, across, down,
@@ -128,43 +135,31 @@ def add_classes(
             overlap = zero
             mass = zero
             share = zero
-            count = tl.zeros([BLOCK_W], tl.int32)
-            labelled = count
+            count = zero
+            labelled = zero
+            class_c = tl.cast(c, tl.float32)
             ts = ()
             for k in tl.static_range(EACH_Y * EACH_X):
-                if IDS:
-                    t = 0.0
-                else:
+                is_label = equal(labels[k], class_c, PTX)
+                count += is_label * on_label[k]
+                count += PREDICTED_ONE * equal(first[k], class_c, PTX)
+                t = is_label
+                if not IDS:
                     at = targets_ptr + c * targets_stride_c + offsets[k]
                     t = tl.load(at, mask=lives[k], other=0.0).to(tl.float32)
                     share += t
+                    labelled += is_label
                 ts = ts + (t,)
-                is_label = labels[k] == c
-                hit = tl.where(first[k] == labels[k], HIT_ONE, 0)
-                if IDS:
-                    count += tl.where(is_label, 1 + hit, 0)
-                else:
-                    labelled += tl.where(is_label, 1, 0)
-                    count += tl.where(is_label, hit, 0)
-                count += tl.where(first[k] == c, PREDICTED_ONE, 0)
                 if SOFTMAX:
                     p = exp2(zs[k] - lses[k], PTX)
                     mass += p
-                    if IDS:
-                        overlap += tl.where(is_label, p_labels[k], 0.0)
-                    else:
-                        overlap += p * t
+                    overlap += t * (p_labels[k] if IDS else p)
                     if SPREAD:
                         sums = spread_terms(
                             sums, zs[k], lses[k], p, t, lives[k], c, weights_ptr, vector_ptr,
                             params, TERMS, BALANCED, SMOOTHED, IDS, C, PTX,
                         )  # fmt: skip
             if not SOFTMAX:
-                if IDS:
-                    hard = ()
-                    for k in tl.static_range(EACH_Y * EACH_X):
-                        hard = hard + (tl.where(labels[k] == c, 1.0, 0.0),)
-                    ts = hard
                 live = stacked(lives, False)
                 x = tl.where(live, stacked(zs, NEUTRAL), NEUTRAL)
                 t = stacked(ts, 0.0)
@@ -186,7 +181,9 @@ def add_classes(
             here = lane == c - start
             overlaps = tl.where(here, tl.sum(overlap), overlaps)
             masses = tl.where(here, tl.sum(mass), masses)
-            counts = tl.where(here, tl.sum(count), counts)
+            n = count.to(tl.int32)
+            n = (n & 31) | ((n & 992) << 5) | ((n >> 10) << 20)
+            counts = tl.where(here, tl.sum(n), counts)
             if not IDS:
                 soft = tl.where(here, tl.sum(share), soft)
                 actual = tl.where(here, tl.sum(labelled), actual)
@@ -200,7 +197,7 @@ def add_classes(
         add_to(at_ptr + PREDICTED_PLANE * C, ((counts >> 10) & 1023).to(tl.float32), inside)
         add_to(at_ptr + HIT_PLANE * C, (counts >> 20).to(tl.float32), inside)
         if not IDS:
-            add_to(at_ptr + ACTUAL_PLANE * C, actual.to(tl.float32), inside)
+            add_to(at_ptr + ACTUAL_PLANE * C, actual, inside)
     return sums
 
 

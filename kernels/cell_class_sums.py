@@ -120,6 +120,7 @@ def _cell_class_sums_kernel(
     COUNT: tl.constexpr,  # classes at a time in the first walk
     BLOCK_C: tl.constexpr,
     BLOCK_ROW: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
     PTX: tl.constexpr,
 ):
     NUM_POINT: tl.constexpr = len(TERMS)
@@ -208,6 +209,7 @@ def _cell_class_sums_kernel(
             kept = output_offsets(positions_y, positions_x, W, 1)
             lses = ()
             first = ()
+            classes = ()
             best = zero
             above = zero
             certain = zero
@@ -225,7 +227,8 @@ def _cell_class_sums_kernel(
                     p = 1.0 / (1.0 + exp2(-state[0][k] * LOG2E, PTX))
                     p = tl.where(lives[k], p, 0.0)
                 lses = lses + (lse,)
-                first = first + (tl.where(lives[k], state[1][k], -2),)
+                first = first + (tl.where(lives[k], state[1][k].to(tl.float32), -2.0),)
+                classes = classes + (labels[k].to(tl.float32),)
                 best += p
                 above += tl.where(p > 0.5, 1.0, 0.0)
                 largest_p = tl.maximum(largest_p, p)
@@ -237,7 +240,7 @@ def _cell_class_sums_kernel(
                     sure += tl.where(certains[k] > 0.5, 1.0, 0.0)
             points = add_classes(
                 row_ptr, points, ptrs, stride_c, targets_ptr, targets_stride_c, offsets,
-                labels, lives, needed, lses, p_labels, first, across, down,
+                classes, lives, needed, lses, p_labels, first, across, down,
                 class_weights_ptr, vector_ptr, vector_stride, term_params,
                 TERMS, BALANCED, SMOOTHED, SPREAD, SOFTMAX, IDS, C,
                 EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, BLOCK_W, PTX,
@@ -306,5 +309,5 @@ def _cell_class_sums_kernel(
         class_weights_ptr, vector_ptr, n, s, N, S, TEAM,
         point_weights, region_weights, region_params,
         C, NUM_POINT, BALANCED, LOGS, POWERS, REDUCTION, SOFTMAX, FIRST, BATCH, ABSENT, IDS,
-        ROW, BLOCK_C, BLOCK_ROW,
+        ROW, BLOCK_C, BLOCK_ROW, BLOCK_ROWS,
     )  # fmt: skip

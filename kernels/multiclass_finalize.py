@@ -226,13 +226,14 @@ def finish_classes(
     IDS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_ROW: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
 ):
     """Reduce the samples to the loss, the terms' mean values, the normalisers, the statistics."""
     ROW: tl.constexpr = RECORD + (ID_PLANES if IDS else SOFT_PLANES) * C
     column = tl.arange(0, RECORD)
     c = tl.arange(0, BLOCK_C)
     if N > 1:
-        add_rows(samples_ptr, samples_ptr, N, ROW, ROW, BLOCK_ROW)
+        add_rows(samples_ptr, samples_ptr, N, ROW, ROW, BLOCK_ROW, BLOCK_ROWS)
     record = load_record(samples_ptr)
     weight = load_weights(class_weights_ptr, C, BLOCK_C)
     target = load_plane(samples_ptr, TARGET_PLANE, C, BLOCK_C)

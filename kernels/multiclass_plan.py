@@ -92,7 +92,9 @@ class ClassPlan(Plan):
             "PTX": device.ptx,
         }
         self.block_row = min(1024, 1 << (row - 1).bit_length())
-        self.team = team_of(self.splits, multiclass_rows.ENTRIES_IN_FLIGHT // self.block_row)
+        entries = multiclass_rows.ENTRIES_IN_FLIGHT * self.tile.num_warps
+        self.block_rows = entries // self.block_row
+        self.team = team_of(self.splits, self.block_rows)
         self.num_counters = 1 + at.N + at.N * -(-self.splits // self.team)
         self.counters = {}
         self.single = None
@@ -144,6 +146,7 @@ class ClassPlan(Plan):
             "BLOCK_STEPS": 1 << (shape["STEPS"] - 1).bit_length(),
             "BLOCK_C": 1 << (at.C - 1).bit_length(),
             "BLOCK_ROW": self.block_row,
+            "BLOCK_ROWS": self.block_rows,
             **self._shared,
             **shape,
         }

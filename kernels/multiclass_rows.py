@@ -26,21 +26,22 @@ TARGET_PLANE = tl.constexpr(2)
 PREDICTED_PLANE = tl.constexpr(3)
 HIT_PLANE = tl.constexpr(4)
 ACTUAL_PLANE = tl.constexpr(5)
-# Entries that are added up at a time: their loads wait for memory, not for each other. As many as
+# Entries that a warp adds up at a time: their loads wait for memory, not for each other. As many as
 # registers hold.
-ENTRIES_IN_FLIGHT = 8192
-IN_FLIGHT = tl.constexpr(ENTRIES_IN_FLIGHT)
+ENTRIES_IN_FLIGHT = 2048
 ID_PLANES = tl.constexpr(5)
 SOFT_PLANES = tl.constexpr(6)
 
 
 @triton.jit
-def add_rows(sum_ptr, rows_ptr, rows, stride, ROW: tl.constexpr, BLOCK_ROW: tl.constexpr):
+def add_rows(
+    sum_ptr, rows_ptr, rows, stride,
+    ROW: tl.constexpr, BLOCK_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
     """Store the sum of rows that lie `stride` apart (LARGEST: the maximum), in a fixed order.
 
     sum_ptr may be the first of them. The program's threads see the sum afterwards.
     """
-    BLOCK_ROWS: tl.constexpr = IN_FLIGHT // BLOCK_ROW
     row = tl.arange(0, BLOCK_ROWS)[:, None]
     for first in range(0, ROW, BLOCK_ROW):
         entry = first + tl.arange(0, BLOCK_ROW)

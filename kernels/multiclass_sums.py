@@ -99,6 +99,7 @@ def _class_sums_kernel(
     BLOCK_STEPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_ROW: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
     PTX: tl.constexpr,
 ):
     TILE: tl.constexpr = ROWS * WIDTH
@@ -217,5 +218,5 @@ def _class_sums_kernel(
         class_weights_ptr, vector_ptr, n, s, N, S, TEAM,
         point_weights, region_weights, region_params,
         C, NUM_POINT, BALANCED, LOGS, POWERS, REDUCTION, SOFTMAX, FIRST, BATCH, ABSENT, IDS,
-        ROW, BLOCK_C, BLOCK_ROW,
+        ROW, BLOCK_C, BLOCK_ROW, BLOCK_ROWS,
     )  # fmt: skip

@@ -44,6 +44,7 @@ def finish_class_program(
     ROW: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_ROW: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
 ):
     """The last program of a team adds its rows up, the last team of a sample finishes it."""
     tl.debug_barrier()  # every thread's stores come before the one thread's release
@@ -60,14 +61,16 @@ def finish_class_program(
         missing = teams - 1
         if missing > 0:
             first_ptr = rows_ptr + first * ROW
-            add_rows(first_ptr, first_ptr, members, ROW, ROW, BLOCK_ROW)
+            add_rows(first_ptr, first_ptr, members, ROW, ROW, BLOCK_ROW, BLOCK_ROWS)
             missing -= tl.atomic_add(counters_ptr + 1 + n, 1, sem="acq_rel")
         if missing == 0:
             tl.debug_barrier()
             tl.store(counters_ptr + 1 + n, 0)
             # the teams' sums, or if there is one team, its rows
             stride = TEAM * ROW if teams > 1 else ROW
-            add_rows(sample_ptr, rows_ptr, teams if teams > 1 else S, stride, ROW, BLOCK_ROW)
+            add_rows(
+                sample_ptr, rows_ptr, teams if teams > 1 else S, stride, ROW, BLOCK_ROW, BLOCK_ROWS
+            )
             finish_sample(
                 loss_ptr, table_ptr, sample_ptr, class_weights_ptr,
                 n, N, point_weights, region_weights, region_params,
@@ -82,5 +85,5 @@ def finish_class_program(
                     samples_ptr, class_weights_ptr, vector_ptr,
                     N, point_weights, region_weights, region_params,
                     C, NUM_POINT, BALANCED, LOGS, POWERS, REDUCTION, FIRST, BATCH, ABSENT, IDS,
-                    BLOCK_C, BLOCK_ROW,
+                    BLOCK_C, BLOCK_ROW, BLOCK_ROWS,
                 )  # fmt: skip
