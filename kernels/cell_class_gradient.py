@@ -8,9 +8,16 @@ float32, else in a buffer.
 import triton
 import triton.language as tl
 
-from fastseg_losses.kernels.cell_class_slopes import mean_slopes, put_off, sigmoid_slopes
-from fastseg_losses.kernels.cell_class_slopes import softmax_class, softmax_outputs
-from fastseg_losses.kernels.cell_classes import any_of, class_outputs, read_labels
+from fastseg_losses.kernels import finalize
+from fastseg_losses.kernels.cell_class_slopes import (
+    mean_slopes,
+    pick_up,
+    put_off,
+    sigmoid_slopes,
+    softmax_class,
+    softmax_outputs,
+)
+from fastseg_losses.kernels.cell_classes import any_of, class_outputs, fetch_class, read_labels
 from fastseg_losses.kernels.interpolation import (
     corner_pointers,
     from_left,
@@ -21,7 +28,6 @@ from fastseg_losses.kernels.interpolation import (
 )
 from fastseg_losses.kernels.multiclass_slopes import load_region
 from fastseg_losses.kernels.pixels import pixel_base
-from fastseg_losses.kernels import finalize
 
 NORMS = finalize.NORMS
 
@@ -103,6 +109,8 @@ def _cell_class_gradient_kernel(
     RING: tl.constexpr,  # a row is one block; else each block starts with the cell before it
     MOST_Y: tl.constexpr,
     MOST_X: tl.constexpr,
+    START_Y: tl.constexpr,
+    START_X: tl.constexpr,
     SPLIT_Y: tl.constexpr,
     SPLIT_X: tl.constexpr,
     EACH_Y: tl.constexpr,
@@ -111,7 +119,6 @@ def _cell_class_gradient_kernel(
     PTX: tl.constexpr,
 ):
     PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
-    EACH: tl.constexpr = EACH_Y * EACH_X
     PIECES_X: tl.constexpr = MOST_X // EACH_X
     PIECES: tl.constexpr = MOST_Y // EACH_Y * PIECES_X
     NUM_POINT: tl.constexpr = len(TERMS) if SOFTMAX else len(TERMS) - 2
@@ -172,11 +179,11 @@ def _cell_class_gradient_kernel(
             i = tl.where(row < 0, h - 1, row)  # of the row above only the lower shares are needed
             positions_x, weights_x = places(
                 positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y,
-                j, piece % PIECES_X, w, MOST_X, EACH_X,
+                j, piece % PIECES_X, w, W, MOST_X, START_X, EACH_X,
             )  # fmt: skip
             across = (slopes_between(weights_x, last_x), weights_x, last_x)
             positions_y, weights_y = places(
-                positions_ptr, weights_ptr, i, piece // PIECES_X, h, MOST_Y, EACH_Y
+                positions_ptr, weights_ptr, i, piece // PIECES_X, h, H, MOST_Y, START_Y, EACH_Y
             )
             down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
             offsets = output_offsets(positions_y, positions_x, targets_stride_y, targets_stride_x)
@@ -205,11 +212,14 @@ def _cell_class_gradient_kernel(
                     region_factor, point_factor, term_params,
                     TERMS, SMOOTHED, REGION, IDS, SUMS, PER_CLASS, C, FIRST, PTX,
                 )  # fmt: skip
+            zero = tl.zeros([BLOCK_W], tl.float32)
+            # A class's rows are stored a turn later, when what the neighbours have given is there.
+            late = (zero, zero, zero, zero, zero, zero)
+            ahead = fetch_class(ptrs, 0, stride_c, needed, C)
             for c in range(C):
-                zs, _ = class_outputs(
-                    ptrs, c * stride_c, needed, across, down,
-                    EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX,
-                )  # fmt: skip
+                corners = ahead
+                ahead = fetch_class(ptrs, c + 1, stride_c, needed, C)
+                zs = class_outputs(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX)
                 d_overlap, d_mass = 0.0, 0.0
                 if REGION:
                     d_overlap, d_mass = load_region(
@@ -232,13 +242,27 @@ def _cell_class_gradient_kernel(
                         TERMS, IDS, C, PTX,
                     )  # fmt: skip
                 shares = shares_of(slopes, across, down, EACH_Y, EACH_X)
-                top, bottom = from_left(exchange_ptr, turn, shares[1], shares[3], before, BLOCK_W)
-                turn += 1
+                class_ptr = columns_ptr + c * dlogits_stride_c
+                buffer_ptr = buffers_ptr + c * BLOCK_W
                 put_off(
-                    columns_ptr + c * dlogits_stride_c, buffers_ptr + c * BLOCK_W,
-                    shares[0] + top, shares[2] + bottom, row, piece, begin, end, own,
+                    class_ptr - dlogits_stride_c, buffer_ptr - BLOCK_W,
+                    late[0] + late[2] + late[4], late[1] + late[3] + late[5],
+                    row, piece, begin, end, own & (c + lane * 0 > 0),
                     dlogits_stride_y, C * BLOCK_W, PIECES, IN_PLACE,
                 )  # fmt: skip
+                top, bottom = from_left(exchange_ptr, turn, shares[1], shares[3], before, BLOCK_W)
+                upper, lower = pick_up(
+                    class_ptr, buffer_ptr, row, piece, begin, end, own,
+                    dlogits_stride_y, C * BLOCK_W, IN_PLACE,
+                )  # fmt: skip
+                late = (shares[0], shares[2], top, bottom, upper, lower)
+                turn += 1
+            put_off(
+                columns_ptr + (C - 1) * dlogits_stride_c, buffers_ptr + (C - 1) * BLOCK_W,
+                late[0] + late[2] + late[4], late[1] + late[3] + late[5],
+                row, piece, begin, end, own,
+                dlogits_stride_y, C * BLOCK_W, PIECES, IN_PLACE,
+            )  # fmt: skip
     else:
         zero = tl.zeros([BLOCK_W], dlogits_ptr.dtype.element_ty)
         for row in range(begin, end):

@@ -4,8 +4,13 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import multiclass_rows
-from fastseg_losses.kernels.cell_classes import class_outputs
-from fastseg_losses.kernels.interpolation import load_corners, output_of, stacked
+from fastseg_losses.kernels.cell_classes import class_outputs, fetch_class
+from fastseg_losses.kernels.interpolation import (
+    fetch_corners,
+    output_of,
+    ready_corners,
+    stacked,
+)
 from fastseg_losses.kernels.special import LN2, LOG2E, equal, exp2, log1p_unit, log2
 from fastseg_losses.kernels.terms import NEUTRAL, pixel_of
 
@@ -35,7 +40,7 @@ def label_terms(
     for k in tl.static_range(len(labels)):
         known = labels[k] >= 0
         at = tl.maximum(labels[k], 0)
-        corners, _ = load_corners(ptrs, at * stride_c, known, LOG2E, False)
+        corners = ready_corners(fetch_corners(ptrs, at * stride_c, known), LOG2E, False)
         z = output_of(corners, across, down, k // EACH_X, k % EACH_X, SPLIT_Y, SPLIT_X)
         # Of the largest the difference is exactly 0, so that the logarithm and what the sum
         # exceeds 1 by vanish together.
@@ -121,6 +126,7 @@ def add_classes(
     on_label = ()
     for k in tl.static_range(EACH_Y * EACH_X):
         on_label = on_label + (tl.where(first[k] == labels[k], 1.0 + HIT_ONE, 1.0),)
+    ahead = fetch_class(ptrs, 0, stride_c, there, C)
     for start in range(0, C, BLOCK_W):
         overlaps = zero
         masses = zero
@@ -128,10 +134,9 @@ def add_classes(
         actual = zero
         counts = tl.zeros([BLOCK_W], tl.int32)
         for c in range(start, tl.minimum(start + BLOCK_W, C)):
-            zs, _ = class_outputs(
-                ptrs, c * stride_c, there, across, down,
-                EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX,
-            )  # fmt: skip
+            corners = ahead
+            ahead = fetch_class(ptrs, c + 1, stride_c, there, C)
+            zs = class_outputs(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX)
             overlap = zero
             mass = zero
             share = zero
@@ -211,7 +216,7 @@ def add_to(ptrs, value, inside):
 def soft_labels(
     targets_ptr, targets_stride_c, offsets, lives, C: tl.constexpr
 ):  # fmt: skip
-    """Of soft targets the likeliest class, -1 where none counts, its target, and the worst stray."""
+    """Of soft targets the likeliest class (-1 where none counts), its target, the worst stray."""
     labels = ()
     certains = ()
     stray = tl.zeros(lives[0].shape, tl.float32)

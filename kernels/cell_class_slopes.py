@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels.cell_class_points import spread_share
-from fastseg_losses.kernels.cell_classes import class_outputs
+from fastseg_losses.kernels.cell_classes import class_outputs, fetch_class
 from fastseg_losses.kernels.gradient import slope_of_terms
 from fastseg_losses.kernels.interpolation import stacked, unstacked
 from fastseg_losses.kernels.multiclass_slopes import load_point, load_region
@@ -57,11 +57,11 @@ def mean_slopes(
         means = means + (nothing,)
         pushes = pushes + (nothing,)
     if REGION or SPREAD:
+        ahead = fetch_class(ptrs, 0, stride_c, needed, C)
         for c in range(C):
-            zs, _ = class_outputs(
-                ptrs, c * stride_c, needed, across, down,
-                EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, True,
-            )  # fmt: skip
+            corners = ahead
+            ahead = fetch_class(ptrs, c + 1, stride_c, needed, C)
+            zs = class_outputs(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, True)
             d_overlap, d_mass = 0.0, 0.0
             if REGION:
                 d_overlap, d_mass = load_region(
@@ -199,35 +199,45 @@ def sigmoid_slopes(
 
 
 @triton.jit
+def pick_up(
+    class_ptr, buffer_ptr, row, piece, begin, end, own, stride_y, half, IN_PLACE: tl.constexpr
+):
+    """What a class's two rows of gradient have had so far of the cells around them."""
+    none = tl.where(own, 0, 0)
+    upper = own & (row + none >= begin) & (row + none < end)
+    lower = own & (row + none + 1 >= begin) & (row + none + 1 < end) & (piece + none > 0)
+    upper_ptr, lower_ptr = waiting(class_ptr, buffer_ptr, row, stride_y, half, IN_PLACE)
+    return tl.load(upper_ptr, mask=upper, other=0.0), tl.load(lower_ptr, mask=lower, other=0.0)
+
+
+@triton.jit
+def waiting(class_ptr, buffer_ptr, row, stride_y, half, IN_PLACE: tl.constexpr):
+    """Where rows that are not complete wait in float32, and the same thread finds them again."""
+    if IN_PLACE:
+        return class_ptr + row * stride_y, class_ptr + (row + 1) * stride_y
+    else:
+        return buffer_ptr + (row & 1) * half, buffer_ptr + ((row + 1) & 1) * half
+
+
+@triton.jit
 def put_off(
     class_ptr, buffer_ptr, top, bottom, row, piece, begin, end, own, stride_y, half,
     PIECES: tl.constexpr, IN_PLACE: tl.constexpr,
 ):  # fmt: skip
-    """Add the upper and the lower shares of a piece to the gradients of two rows.
+    """Store two rows of a class's gradient as far as they have come.
 
-    A row is complete, and written, with the last piece of the cells below it. Until then it waits
-    in float32 where the same thread finds it again. The strip's first and last row are met halfway:
-    what they lack another program has.
+    A row is complete with the last piece of the cells below it. A strip's first and last row are
+    met halfway: what they lack another program has.
     """
+    # compared as vectors: of scalars the interpreter makes masks of integers
     none = tl.where(own, 0, 0)
-    for lower in tl.static_range(2):
-        value = bottom if lower else top
-        to = row + lower
-        # compared as vectors: of scalars the interpreter makes masks of integers
-        inside = own & (to + none >= begin) & (to + none < end)
-        if IN_PLACE:
-            waiting_ptr = class_ptr + to * stride_y
-        else:
-            waiting_ptr = buffer_ptr + (to & 1) * half
-        before = inside
-        if lower:
-            before = inside & (piece + none > 0)
-        value += tl.load(waiting_ptr, mask=before, other=0.0)
-        if IN_PLACE:
-            tl.store(waiting_ptr, value, mask=inside)
-        elif lower:
-            tl.store(waiting_ptr, value, mask=inside)
-        else:
-            tl.store(waiting_ptr, value, mask=inside & (piece + none < PIECES - 1))
-            out = value.to(class_ptr.dtype.element_ty)
-            tl.store(class_ptr + to * stride_y, out, mask=inside & (piece + none == PIECES - 1))
+    upper = own & (row + none >= begin) & (row + none < end)
+    lower = own & (row + none + 1 >= begin) & (row + none + 1 < end)
+    upper_ptr, lower_ptr = waiting(class_ptr, buffer_ptr, row, stride_y, half, IN_PLACE)
+    tl.store(lower_ptr, bottom, mask=lower)
+    if IN_PLACE:
+        tl.store(upper_ptr, top, mask=upper)
+    else:
+        tl.store(upper_ptr, top, mask=upper & (piece + none < PIECES - 1))
+        complete = upper & (piece + none == PIECES - 1)
+        tl.store(class_ptr + row * stride_y, top.to(class_ptr.dtype.element_ty), mask=complete)

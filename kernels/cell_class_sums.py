@@ -112,6 +112,8 @@ def _cell_class_sums_kernel(
     FULL: tl.constexpr,
     MOST_Y: tl.constexpr,
     MOST_X: tl.constexpr,
+    START_Y: tl.constexpr,
+    START_X: tl.constexpr,
     SPLIT_Y: tl.constexpr,
     SPLIT_X: tl.constexpr,
     EACH_Y: tl.constexpr,
@@ -168,13 +170,21 @@ def _cell_class_sums_kernel(
     bad = zero
     for piece_x in range(PIECES_X):
         positions_x, weights_x = places(
-            positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y, j, piece_x, w, MOST_X, EACH_X
+            positions_ptr + h * MOST_Y,
+            weights_ptr + h * MOST_Y,
+            j,
+            piece_x,
+            w,
+            W,
+            MOST_X,
+            START_X,
+            EACH_X,
         )
         across = (slopes_between(weights_x, last_x), weights_x, last_x)
         for step in range(s // blocks, steps, rows):
             i = step // PIECES_Y
             positions_y, weights_y = places(
-                positions_ptr, weights_ptr, i, step % PIECES_Y, h, MOST_Y, EACH_Y
+                positions_ptr, weights_ptr, i, step % PIECES_Y, h, H, MOST_Y, START_Y, EACH_Y
             )
             down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
             offsets = output_offsets(positions_y, positions_x, targets_stride_y, targets_stride_x)
@@ -267,13 +277,21 @@ def _cell_class_sums_kernel(
     if ((seen - seen) != 0.0) | (tl.max(stray) > 0.501):
         for piece_x in range(PIECES_X):
             positions_x, weights_x = places(
-                positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y, j, piece_x, w, MOST_X, EACH_X
+                positions_ptr + h * MOST_Y,
+                weights_ptr + h * MOST_Y,
+                j,
+                piece_x,
+                w,
+                W,
+                MOST_X,
+                START_X,
+                EACH_X,
             )
             across = (slopes_between(weights_x, last_x), weights_x, last_x)
             for step in range(s // blocks, steps, rows):
                 i = step // PIECES_Y
                 positions_y, weights_y = places(
-                    positions_ptr, weights_ptr, i, step % PIECES_Y, h, MOST_Y, EACH_Y
+                    positions_ptr, weights_ptr, i, step % PIECES_Y, h, H, MOST_Y, START_Y, EACH_Y
                 )
                 down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
                 offsets = output_offsets(

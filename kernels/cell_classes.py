@@ -7,7 +7,12 @@ room for all classes: each pass walks over the classes and makes the outputs ane
 import triton
 import triton.language as tl
 
-from fastseg_losses.kernels.interpolation import load_corners, output_offsets, outputs_of
+from fastseg_losses.kernels.interpolation import (
+    fetch_corners,
+    output_offsets,
+    outputs_of,
+    ready_corners,
+)
 from fastseg_losses.kernels.special import LOG2E, exp2
 
 
@@ -67,19 +72,25 @@ def any_of(lives):
 
 
 @triton.jit
+def fetch_class(ptrs, c, stride_c, there, C: tl.constexpr):
+    """The corners of class c, or of the last; asked for one class ahead, so that none waits."""
+    return fetch_corners(ptrs, tl.minimum(c, C - 1) * stride_c, there)
+
+
+@triton.jit
 def class_outputs(
-    ptrs, offset, there, across, down, EACH_Y: tl.constexpr, EACH_X: tl.constexpr,
+    corners, across, down, EACH_Y: tl.constexpr, EACH_X: tl.constexpr,
     SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr, SOFTMAX: tl.constexpr,
 ):  # fmt: skip
-    """A piece's outputs of the class at `offset`, and one corner as it was read."""
+    """A piece's outputs of one class from its corners."""
     SCALE: tl.constexpr = LOG2E if SOFTMAX else 1.0
-    corners, raw = load_corners(ptrs, offset, there, SCALE, not SOFTMAX)
-    return outputs_of(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X), raw
+    corners = ready_corners(corners, SCALE, not SOFTMAX)
+    return outputs_of(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)
 
 
 @triton.jit
 def see_classes(
-    state, trace, ptrs, c, stride_c, there, across, down, COUNT: tl.constexpr,
+    state, trace, corners, c, across, down, COUNT: tl.constexpr,
     EACH_Y: tl.constexpr, EACH_X: tl.constexpr, SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
     SOFTMAX: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
@@ -89,10 +100,8 @@ def see_classes(
     """
     outputs = ()
     for u in tl.static_range(COUNT):
-        zs, raw = class_outputs(
-            ptrs, (c + u) * stride_c, there, across, down,
-            EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX,
-        )  # fmt: skip
+        zs = class_outputs(corners[u], across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX)
+        raw = corners[u][0].to(tl.float32)
         outputs = outputs + (zs,)
         trace += raw - raw
     largest, first, total = state
@@ -133,14 +142,21 @@ def survey(
         first = first + (tl.zeros(there.shape, tl.int32),)
         total = total + (nothing,)
     state = (largest, first, total)
+    ahead = ()
+    for u in tl.static_range(COUNT):
+        ahead = ahead + (fetch_class(ptrs, u, stride_c, there, C),)
     for c in range(0, C // COUNT * COUNT, COUNT):
+        corners = ahead
+        ahead = ()
+        for u in tl.static_range(COUNT):
+            ahead = ahead + (fetch_class(ptrs, c + COUNT + u, stride_c, there, C),)
         state, trace = see_classes(
-            state, trace, ptrs, c, stride_c, there, across, down, COUNT,
+            state, trace, corners, c, across, down, COUNT,
             EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX, PTX,
         )  # fmt: skip
     if C % COUNT > 0:
         state, trace = see_classes(
-            state, trace, ptrs, C // COUNT * COUNT, stride_c, there, across, down, C % COUNT,
+            state, trace, ahead, C // COUNT * COUNT, across, down, C % COUNT,
             EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX, PTX,
         )  # fmt: skip
     return state, trace

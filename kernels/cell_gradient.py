@@ -9,14 +9,13 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import finalize
-from fastseg_losses.kernels.cell_sums import read_targets
+from fastseg_losses.kernels.cell_sums import fetch_piece, ready_targets
 from fastseg_losses.kernels.gradient import load_coefs, slope_of_terms
 from fastseg_losses.kernels.interpolation import (
-    corner_pointers,
     from_left,
-    load_corners,
     outputs_of,
     places,
+    ready_corners,
     shares_of,
     slopes_between,
     stacked,
@@ -27,9 +26,35 @@ from fastseg_losses.kernels.terms import NEUTRAL
 
 NORMS = finalize.NORMS
 
+
+@triton.jit
+def fetch_place(
+    logits_ptr, targets_ptr, positions_ptr, weights_ptr,
+    step, j, there, h, w, H, W,
+    logits_stride_y, logits_stride_x, targets_stride_y, targets_stride_x,
+    MOST_Y: tl.constexpr, MOST_X: tl.constexpr, START_Y: tl.constexpr, START_X: tl.constexpr,
+    EACH_Y: tl.constexpr, EACH_X: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """What fetch_piece gives of a step, and the places along x."""
+    PIECES_Y: tl.constexpr = MOST_Y // EACH_Y
+    PIECES_X: tl.constexpr = MOST_X // EACH_X
+    positions_x, weights_x = places(
+        positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y,
+        j, (step + PIECES_X * PIECES_Y) % PIECES_X, w, W, MOST_X, START_X, EACH_X,
+    )  # fmt: skip
+    step_y = (step + PIECES_X * PIECES_Y) // PIECES_X - PIECES_Y
+    step_y = tl.where(step_y < 0, step_y + h * PIECES_Y, step_y)  # the ring's last row
+    corners, raw, positions_y, weights_y, last_y = fetch_piece(
+        logits_ptr, targets_ptr, positions_ptr, weights_ptr, positions_x,
+        step_y, j, there, h, w, H, logits_stride_y, logits_stride_x,
+        targets_stride_y, targets_stride_x, MOST_Y, START_Y, EACH_Y, WHOLE,
+    )  # fmt: skip
+    return corners, raw, positions_y, weights_y, last_y, positions_x, weights_x
+
+
 NOT_SPECIALIZED = (
     *("dloss_ptr", "pos_weight_ptr", "positions_ptr", "weights_ptr"),
-    *("N", "C", "h", "w", "rows", "strips", "blocks", "pos_weight_stride"),
+    *("N", "C", "h", "w", "H", "W", "rows", "strips", "blocks", "pos_weight_stride"),
     *("dloss_stride_k", "dloss_stride_n", "dloss_stride_c"),
     *("dlogits_stride_n", "dlogits_stride_c", "dlogits_stride_y", "dlogits_stride_x"),
     *("logits_stride_n", "logits_stride_c", "logits_stride_y", "logits_stride_x"),
@@ -60,6 +85,8 @@ def _cell_gradient_kernel(
     C,
     h,
     w,
+    H,
+    W,
     rows,  # of cells in a strip
     strips,
     blocks,  # of BLOCK_W cells in a row
@@ -95,6 +122,8 @@ def _cell_gradient_kernel(
     RING: tl.constexpr,  # a row is one block; else each block starts with the cell before it
     MOST_Y: tl.constexpr,
     MOST_X: tl.constexpr,
+    START_Y: tl.constexpr,
+    START_X: tl.constexpr,
     SPLIT_Y: tl.constexpr,
     SPLIT_X: tl.constexpr,
     EACH_Y: tl.constexpr,
@@ -104,8 +133,7 @@ def _cell_gradient_kernel(
 ):
     PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
     MASKED: tl.constexpr = PIXEL_VALID or HAS_IGNORE or not FULL
-    PIECES_Y: tl.constexpr = MOST_Y // EACH_Y
-    PIECES_X: tl.constexpr = MOST_X // EACH_X
+    PIECES: tl.constexpr = MOST_Y // EACH_Y * (MOST_X // EACH_X)
     OVERLAP: tl.constexpr = 0 if RING else 1
     # The forward launch's order backwards: what it read last is still in the L2 cache.
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -147,49 +175,62 @@ def _cell_gradient_kernel(
     columns_ptr = dlogits_ptr + j * tl.cast(dlogits_stride_x, tl.int64)
     if annotated:
         coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
-        carried = tl.zeros([BLOCK_W], tl.float32)  # the lower shares of the row above
-        for row in range(begin, end):
-            i = tl.where(row < 0, h - 1, row)
-            ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
-            corners, _ = load_corners(ptrs, 0, there, 1.0, True)
-            zero = tl.zeros([BLOCK_W], tl.float32)
-            totals = (zero, zero, zero, zero)
-            for piece in range(PIECES_Y * PIECES_X):
-                positions_x, weights_x = places(
-                    positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y,
-                    j, piece % PIECES_X, w, MOST_X, EACH_X,
-                )  # fmt: skip
-                across = (slopes_between(weights_x, last_x), weights_x, last_x)
-                positions_y, weights_y = places(
-                    positions_ptr, weights_ptr, i, piece // PIECES_X, h, MOST_Y, EACH_Y
-                )
-                down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
-                targets, lives = read_targets(
-                    targets_ptr, valid_ptr, positions_y, positions_x, there,
-                    targets_stride_y, targets_stride_x, valid_stride_y, valid_stride_x,
-                    ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE,
-                )  # fmt: skip
-                xs = outputs_of(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)
-                x = stacked(xs, NEUTRAL)
-                t = stacked(targets, 0.0)
-                if MASKED:
-                    live = stacked(lives, False)
-                    x = tl.where(live, x, NEUTRAL)
-                slope = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", False, PTX)
-                if MASKED:
-                    slope = tl.where(live, slope, 0.0)
-                slopes = unstacked(slope, EACH_Y * EACH_X)
-                shares = shares_of(slopes, across, down, EACH_Y, EACH_X)
+        zero = tl.zeros([BLOCK_W], tl.float32)
+        carried = zero  # the lower shares of the row above
+        totals = (zero, zero, zero, zero)
+        # A row is stored a turn later, when what the neighbours have given is there.
+        late = (zero, zero, zero, zero)
+        stride_y = tl.cast(dlogits_stride_y, tl.int64)
+        ahead = fetch_place(
+            logits_ptr, targets_ptr, positions_ptr, weights_ptr, begin * PIECES,
+            j, there, h, w, H, W, logits_stride_y, logits_stride_x,
+            targets_stride_y, targets_stride_x,
+            MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X, WHOLE,
+        )  # fmt: skip
+        for step in range(begin * PIECES, end * PIECES):
+            corners, raw, positions_y, weights_y, last_y, positions_x, weights_x = ahead
+            ahead = fetch_place(
+                logits_ptr, targets_ptr, positions_ptr, weights_ptr,
+                tl.minimum(step + 1, end * PIECES - 1),
+                j, there, h, w, H, W, logits_stride_y, logits_stride_x,
+                targets_stride_y, targets_stride_x,
+                MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X, WHOLE,
+            )  # fmt: skip
+            across = (slopes_between(weights_x, last_x), weights_x, last_x)
+            down = (slopes_between(weights_y, last_y), weights_y, last_y)
+            targets, lives = ready_targets(
+                raw, valid_ptr, positions_y, positions_x, there, valid_stride_y, valid_stride_x,
+                ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE,
+            )  # fmt: skip
+            corners = ready_corners(corners, 1.0, True)
+            xs = outputs_of(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)
+            x = stacked(xs, NEUTRAL)
+            t = stacked(targets, 0.0)
+            if MASKED:
+                live = stacked(lives, False)
+                x = tl.where(live, x, NEUTRAL)
+            slope = slope_of_terms(x, t, coefs, params, TERMS, TARGETS != "soft", False, PTX)
+            if MASKED:
+                slope = tl.where(live, slope, 0.0)
+            slopes = unstacked(slope, EACH_Y * EACH_X)
+            shares = shares_of(slopes, across, down, EACH_Y, EACH_X)
+            if PIECES > 1:
                 sums = ()
                 for k in tl.static_range(4):
                     sums = sums + (totals[k] + shares[k],)
-                totals = sums
-            top, bottom = from_left(exchange_ptr, row, totals[1], totals[3], before, BLOCK_W)
-            if row >= first:
-                gradient = (carried + (totals[0] + top)).to(dlogits_ptr.dtype.element_ty)
-                row_ptr = columns_ptr + row * tl.cast(dlogits_stride_y, tl.int64)
-                tl.store(row_ptr, gradient, mask=own)
-            carried = totals[2] + bottom
+                shares = sums
+            totals = shares
+            if (step + PIECES) % PIECES == PIECES - 1:
+                row = (step + PIECES) // PIECES - 1
+                if row > first:
+                    gradient = (carried + late[0] + late[2]).to(dlogits_ptr.dtype.element_ty)
+                    tl.store(columns_ptr + (row - 1) * stride_y, gradient, mask=own)
+                carried = late[1] + late[3]
+                top, bottom = from_left(exchange_ptr, row, totals[1], totals[3], before, BLOCK_W)
+                late = (totals[0], totals[2], top, bottom)
+                totals = (zero, zero, zero, zero)
+        gradient = (carried + late[0] + late[2]).to(dlogits_ptr.dtype.element_ty)
+        tl.store(columns_ptr + (end - 1) * stride_y, gradient, mask=own)
     else:
         zero = tl.zeros([BLOCK_W], dlogits_ptr.dtype.element_ty)
         for row in range(first, end):

@@ -39,6 +39,8 @@ def cell_constants(at: CellLayout, tile: CellTile) -> dict[str, Any]:
         "FULL": whole and at.x.size % tile.block_w == 0,
         "MOST_Y": at.y.most,
         "MOST_X": at.x.most,
+        "START_Y": at.y.start,
+        "START_X": at.x.start,
         # in several pieces where the clamped outputs start is not known at compile time
         "SPLIT_Y": at.y.split if each_y == at.y.most else -1,
         "SPLIT_X": at.x.split if each_x == at.x.most else -1,
@@ -108,7 +110,7 @@ class CellPlan(Plan):
         if at.valid_kind == "pixel" or f.ignore_index is not None or not cells["FULL"]:
             columns += (finalize.VALID.value,)
         scalars = (
-            *(at.N, at.C, at.y.size, at.x.size, self.splits, self.blocks),
+            *(at.N, at.C, at.y.size, at.x.size, at.y.out, at.x.out, self.splits, self.blocks),
             *(*at.logits, *at.targets, *at.valid, at.pos_weight_stride),
             self.workspace_start,
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
@@ -131,7 +133,8 @@ class CellPlan(Plan):
         """The backward launch, without its tensors and the upstream gradient's strides."""
         at, f, tile = self.layout, self.formula, self.gradient
         scalars = (
-            *(at.N, at.C, at.y.size, at.x.size, self.rows, self.strips, self.columns),
+            *(at.N, at.C, at.y.size, at.x.size, at.y.out, at.x.out),
+            *(self.rows, self.strips, self.columns),
             *(*at.dlogits, *at.logits, *at.targets, *at.valid, at.pos_weight_stride),
             f.term_params,
             0.0 if f.ignore_index is None else f.ignore_index,

@@ -9,12 +9,13 @@ import triton.language as tl
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.interpolation import (
     corner_pointers,
-    load_corners,
+    fetch_corners,
     odd_corners,
     odd_outputs,
     output_offsets,
     outputs_of,
     places,
+    ready_corners,
     slopes_between,
     stacked,
 )
@@ -34,14 +35,35 @@ BAD_TARGETS = finalize.BAD_TARGETS
 
 
 @triton.jit
-def read_targets(
-    targets_ptr,
+def fetch_targets(
+    targets_ptr, positions_y, positions_x, there, stride_y, stride_x, WHOLE: tl.constexpr
+):
+    """A piece's targets as they are stored."""
+    offsets = output_offsets(positions_y, positions_x, stride_y, stride_x)
+    targets = ()
+    for k in tl.static_range(len(offsets)):
+        inside = has_output(k, positions_y, positions_x, there, WHOLE)
+        targets = targets + (tl.load(targets_ptr + offsets[k], mask=inside, other=0),)
+    return targets
+
+
+@triton.jit
+def has_output(k: tl.constexpr, positions_y, positions_x, there, WHOLE: tl.constexpr):
+    """In which cells a piece's place k has an output."""
+    if WHOLE:
+        return there
+    else:
+        position_x = positions_x[k % len(positions_x)]
+        return there & (tl.minimum(positions_y[k // len(positions_x)], position_x) >= 0)
+
+
+@triton.jit
+def ready_targets(
+    raw,
     valid_ptr,
     positions_y,
     positions_x,
     there,
-    targets_stride_y,
-    targets_stride_x,
     valid_stride_y,
     valid_stride_x,
     ignore_index,
@@ -50,20 +72,14 @@ def read_targets(
     HAS_IGNORE: tl.constexpr,
 ):
     """A piece's targets as float32 (0 where they do not count), and where they count."""
-    offsets = output_offsets(positions_y, positions_x, targets_stride_y, targets_stride_x)
-    valids = offsets
-    if PIXEL_VALID:
-        valids = output_offsets(positions_y, positions_x, valid_stride_y, valid_stride_x)
+    offsets = output_offsets(positions_y, positions_x, valid_stride_y, valid_stride_x)
     targets = ()
     lives = ()
-    for k in tl.static_range(len(offsets)):
-        live = there
-        if not WHOLE:
-            position_x = positions_x[k % len(positions_x)]
-            live = live & (tl.minimum(positions_y[k // len(positions_x)], position_x) >= 0)
-        t = tl.load(targets_ptr + offsets[k], mask=live, other=0).to(tl.float32)
+    for k in tl.static_range(len(raw)):
+        live = has_output(k, positions_y, positions_x, there, WHOLE)
+        t = number_of(raw[k])
         if PIXEL_VALID:
-            live = live & (tl.load(valid_ptr + valids[k], mask=live, other=0) != 0)
+            live = live & (tl.load(valid_ptr + offsets[k], mask=live, other=0) != 0)
         if HAS_IGNORE:
             live = live & (t != ignore_index)
         if PIXEL_VALID or HAS_IGNORE:
@@ -73,11 +89,51 @@ def read_targets(
     return targets, lives
 
 
+@triton.jit
+def number_of(value):
+    """As float32; a byte as the low end of a mantissa, because conversions are as slow as exp."""
+    if value.dtype == tl.uint8:
+        return (value.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+    else:
+        return value.to(tl.float32)
+
+
+@triton.jit
+def fetch_piece(
+    logits_ptr, targets_ptr, positions_ptr, weights_ptr, positions_x,
+    step, j, there, h, w, H, logits_stride_y, logits_stride_x, targets_stride_y, targets_stride_x,
+    MOST_Y: tl.constexpr, START_Y: tl.constexpr, EACH_Y: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Corners and targets of a step's piece as they are stored, and its places along y."""
+    PIECES_Y: tl.constexpr = MOST_Y // EACH_Y
+    i = tl.cast(step, tl.int32) // PIECES_Y
+    positions_y, weights_y = places(
+        positions_ptr, weights_ptr, i, step % PIECES_Y, h, H, MOST_Y, START_Y, EACH_Y
+    )
+    ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
+    raw = fetch_targets(
+        targets_ptr, positions_y, positions_x, there, targets_stride_y, targets_stride_x, WHOLE
+    )
+    return fetch_corners(ptrs, 0, there), raw, positions_y, weights_y, i == h - 1
+
+
 # Sizes and strides change from call to call, and small tensors sit at any address: neither may
 # start a compilation.
 NOT_SPECIALIZED = (
     *("loss_ptr", "stats_ptr", "counters_ptr", "alarm_ptr", "class_weights_ptr", "pos_weight_ptr"),
-    *("positions_ptr", "weights_ptr", "N", "C", "h", "w", "S", "blocks", "pos_weight_stride"),
+    *(
+        "positions_ptr",
+        "weights_ptr",
+        "N",
+        "C",
+        "h",
+        "w",
+        "H",
+        "W",
+        "S",
+        "blocks",
+        "pos_weight_stride",
+    ),
     *("logits_stride_n", "logits_stride_c", "logits_stride_y", "logits_stride_x"),
     *("targets_stride_n", "targets_stride_c", "targets_stride_y", "targets_stride_x"),
     *("valid_stride_n", "valid_stride_y", "valid_stride_x", "workspace_start"),
@@ -106,6 +162,8 @@ def _cell_sums_kernel(
     C,
     h,
     w,
+    H,
+    W,
     S,  # programs a (sample, class)
     blocks,  # of BLOCK_W cells in a row
     # strides
@@ -143,6 +201,8 @@ def _cell_sums_kernel(
     FULL: tl.constexpr,  # and every thread has a cell
     MOST_Y: tl.constexpr,
     MOST_X: tl.constexpr,
+    START_Y: tl.constexpr,
+    START_X: tl.constexpr,
     SPLIT_Y: tl.constexpr,
     SPLIT_X: tl.constexpr,
     EACH_Y: tl.constexpr,
@@ -187,23 +247,39 @@ def _cell_sums_kernel(
     trace = zero  # NaN where a logit is not finite
     for piece_x in range(PIECES_X):
         positions_x, weights_x = places(
-            positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y, j, piece_x, w, MOST_X, EACH_X
+            positions_ptr + h * MOST_Y,
+            weights_ptr + h * MOST_Y,
+            j,
+            piece_x,
+            w,
+            W,
+            MOST_X,
+            START_X,
+            EACH_X,
         )
         across = (slopes_between(weights_x, last_x), weights_x, last_x)
+        ahead = fetch_piece(
+            logits_ptr, targets_ptr, positions_ptr, weights_ptr, positions_x,
+            s // blocks, j, there, h, w, H, logits_stride_y, logits_stride_x,
+            targets_stride_y, targets_stride_x, MOST_Y, START_Y, EACH_Y, WHOLE,
+        )  # fmt: skip
         for step in range(s // blocks, steps, rows):
-            i = step // PIECES_Y
-            positions_y, weights_y = places(
-                positions_ptr, weights_ptr, i, step % PIECES_Y, h, MOST_Y, EACH_Y
-            )
-            down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
-            ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
-            corners, raw = load_corners(ptrs, 0, there, 1.0, True)
-            trace += raw - raw
-            targets, lives = read_targets(
-                targets_ptr, valid_ptr, positions_y, positions_x, there,
-                targets_stride_y, targets_stride_x, valid_stride_y, valid_stride_x, ignore_index,
-                WHOLE, PIXEL_VALID, HAS_IGNORE,
+            corners, raw, positions_y, weights_y, last_y = ahead
+            # asked for one step ahead, so that none waits
+            ahead = fetch_piece(
+                logits_ptr, targets_ptr, positions_ptr, weights_ptr, positions_x,
+                tl.minimum(step + rows, steps - 1), j, there, h, w, H,
+                logits_stride_y, logits_stride_x, targets_stride_y, targets_stride_x,
+                MOST_Y, START_Y, EACH_Y, WHOLE,
             )  # fmt: skip
+            down = (slopes_between(weights_y, last_y), weights_y, last_y)
+            first = corners[0].to(tl.float32)
+            trace += first - first
+            targets, lives = ready_targets(
+                raw, valid_ptr, positions_y, positions_x, there, valid_stride_y, valid_stride_x,
+                ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE,
+            )  # fmt: skip
+            corners = ready_corners(corners, 1.0, True)
             xs = outputs_of(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)
             x = stacked(xs, NEUTRAL)
             t = stacked(targets, 0.0)
@@ -226,21 +302,32 @@ def _cell_sums_kernel(
     if ((seen - seen) != 0.0) | (stray > (1.0 if TARGETS == "unsigned" else 0.501)):
         for piece_x in range(PIECES_X):
             positions_x, weights_x = places(
-                positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y, j, piece_x, w, MOST_X, EACH_X
+                positions_ptr + h * MOST_Y,
+                weights_ptr + h * MOST_Y,
+                j,
+                piece_x,
+                w,
+                W,
+                MOST_X,
+                START_X,
+                EACH_X,
             )
             across = (slopes_between(weights_x, last_x), weights_x, last_x)
             for step in range(s // blocks, steps, rows):
                 i = step // PIECES_Y
                 positions_y, weights_y = places(
-                    positions_ptr, weights_ptr, i, step % PIECES_Y, h, MOST_Y, EACH_Y
+                    positions_ptr, weights_ptr, i, step % PIECES_Y, h, H, MOST_Y, START_Y, EACH_Y
                 )
                 down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
                 ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
                 odd = odd_corners(ptrs, 0, there)
-                targets, lives = read_targets(
-                    targets_ptr, valid_ptr, positions_y, positions_x, there,
-                    targets_stride_y, targets_stride_x, valid_stride_y, valid_stride_x,
-                    ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE,
+                raw = fetch_targets(
+                    targets_ptr, positions_y, positions_x, there,
+                    targets_stride_y, targets_stride_x, WHOLE,
+                )  # fmt: skip
+                targets, lives = ready_targets(
+                    raw, valid_ptr, positions_y, positions_x, there, valid_stride_y,
+                    valid_stride_x, ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE,
                 )  # fmt: skip
                 odd = odd_outputs(odd, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)
                 for k in tl.static_range(EACH_Y * EACH_X):

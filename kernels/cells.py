@@ -33,6 +33,17 @@ class Axis(NamedTuple):
         """Whether all cells hold as many outputs."""
         return bool((self.positions >= 0).all())
 
+    @property
+    def start(self) -> int:
+        """The first cell's first output, if each cell's outputs follow at even steps; else -1."""
+        start = int(self.positions[0, 0])
+        place = start + np.arange(self.most)
+        positions = (np.arange(self.size)[:, None] * self.most + place) % self.out
+        weights = np.tile((place + 0.5) / self.most - 0.5, (self.size, 1))
+        weights[-1] = np.arange(self.most) >= self.split
+        even = (positions == self.positions).all() and np.allclose(weights, self.weights)
+        return start if self.whole and even else -1
+
     def padded(self, each: int) -> "Axis":
         """The same with a multiple of `each` places a cell."""
         more = [(0, 0), (0, -self.most % each)]

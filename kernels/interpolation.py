@@ -20,16 +20,32 @@ def places(
     j,
     piece,
     size,
+    out,
     MOST: tl.constexpr,
+    START: tl.constexpr,
     EACH: tl.constexpr,
 ):
-    """A piece of the outputs of cells j along one axis: where they lie (-1: nowhere), weights."""
+    """A piece of the outputs of cells j along one axis: where they lie (-1: nowhere), weights.
+
+    START: where the first cell's first output lies, if the others follow at even steps: then all
+    is worked out, and no load waits for another one. -1: the tables say it.
+    """
     positions = ()
     weights = ()
     for k in tl.static_range(EACH):
-        at = j * MOST + piece * EACH + k
-        positions = positions + (tl.load(positions_ptr + at, mask=j < size, other=-1),)
-        weights = weights + (tl.load(weights_ptr + at, mask=j < size, other=0.0),)
+        if START < 0:
+            at = j * MOST + piece * EACH + k
+            position = tl.load(positions_ptr + at, mask=j < size, other=-1)
+            weight = tl.load(weights_ptr + at, mask=j < size, other=0.0)
+        else:
+            place = piece * EACH + k
+            position = j * MOST + (START + place)
+            clamped = tl.where(position < out, 0.0, 1.0)  # of the last cell
+            position = tl.where(position < out, position, position - out)
+            between = ((START + place) + 0.5) * (1.0 / MOST) - 0.5
+            weight = tl.where(j == size - 1, clamped, between)
+        positions = positions + (position,)
+        weights = weights + (weight,)
     return positions, weights
 
 
@@ -43,24 +59,27 @@ def slopes_between(weights, last):
 
 
 @triton.jit
-def load_corners(ptrs, offset, there, SCALE: tl.constexpr, BOTH: tl.constexpr):
-    """The cells' four logits as float32, times SCALE, and the first as it was read.
-
-    -inf becomes finite, with BOTH also inf.
-    """
+def fetch_corners(ptrs, offset, there):
+    """The cells' four logits as they are stored."""
     corners = ()
-    raw = tl.load(ptrs[0] + offset, mask=there, other=0.0).to(tl.float32)
     for k in tl.static_range(4):
-        x = raw
-        if k > 0:
-            x = tl.load(ptrs[k] + offset, mask=there, other=0.0).to(tl.float32)
+        corners = corners + (tl.load(ptrs[k] + offset, mask=there, other=0.0),)
+    return corners
+
+
+@triton.jit
+def ready_corners(corners, SCALE: tl.constexpr, BOTH: tl.constexpr):
+    """The logits as float32, times SCALE; -inf becomes finite, with BOTH also inf."""
+    ready = ()
+    for k in tl.static_range(4):
+        x = corners[k].to(tl.float32)
         if SCALE != 1.0:
             x *= SCALE
         x = tl.maximum(x, -HUGE, propagate_nan=tl.PropagateNan.ALL)
         if BOTH:
             x = tl.minimum(x, HUGE, propagate_nan=tl.PropagateNan.ALL)
-        corners = corners + (x,)
-    return corners, raw
+        ready = ready + (x,)
+    return ready
 
 
 @triton.jit
