@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastseg_losses.spec import LossSpec
 from fastseg_losses.upsampling import full_size, spatial_size, stand_in
 
 if TYPE_CHECKING:
+    from fastseg_losses.kernels.cell_mask import MaskPlan
     from fastseg_losses.kernels.launch import Plan
 
 
@@ -23,7 +25,7 @@ def make_cell_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     Raises:
         TypeError: see `inputs.check_call`, as for ValueError.
     """
-    from fastseg_losses.kernels import cell_class_plan, cell_plan, cell_tiles, cells
+    from fastseg_losses.kernels import cell_class_plan, cell_plan
 
     logits, targets, valid, class_weights, pos_weight = inputs
     full = stand_in(spec, logits, targets)
@@ -36,14 +38,9 @@ def make_cell_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     kind = "ids" if ids else "soft" if multiclass else kind_of(targets.dtype)
     low, high = spatial_size(spec.mode, logits), full.shape[full.dim() - 2 :]
     assert spec.upsample is not None
-    y, x = (
-        cells.axis_cells(small, large, spec.upsample, align_corners=spec.align_corners)
-        for small, large in zip(low, high, strict=True)
-    )
-    each = cell_tiles.piece_of(y.most, x.most)
-    y, x = y.padded(each[0]), x.padded(each[1])
+    axes = _axes(low, high, spec.upsample, align_corners=spec.align_corners)
     layout = cell_plan.CellLayout(
-        *(sizes.N, sizes.C, y, x, each, _strides(logits), _strides(targets)),
+        *(sizes.N, sizes.C, *axes, _strides(logits), _strides(targets)),
         dlogits=_strides(torch.empty_like(logits, device="meta")),
         valid=(0, 0, 0) if valid is None else _valid_strides(valid),
         logits_bytes=logits.element_size(),
@@ -56,10 +53,52 @@ def make_cell_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     device = logits.device
     make = cell_class_plan.CellClassPlan if multiclass else cell_plan.CellPlan
     plan = make(layout, formula, device_of(device))
-    tables = [np.concatenate([y.positions.ravel(), x.positions.ravel()])]
-    tables.append(np.concatenate([y.weights.ravel(), x.weights.ravel()]))
-    plan.tables = tuple(_on_device(table, device) for table in tables)
+    plan.tables = _tables(layout, device)
     return plan
+
+
+def make_mask_plan(
+    logits: Tensor, size: tuple[int, int], upsample: str, *, align_corners: bool, least: float
+) -> MaskPlan:
+    """A plan for the class map of logits (N, C, h, w), or of one class above `least`."""
+    from fastseg_losses.kernels import cell_mask, cell_plan
+
+    N, C, *low = logits.shape
+    strides = _strides(logits)
+    layout = cell_plan.CellLayout(
+        *(N, C, *_axes(low, size, upsample, align_corners=align_corners), strides, strides),
+        dlogits=strides,
+        valid=(0, 0, 0),
+        logits_bytes=logits.element_size(),
+        targets_kind="ids",
+        valid_kind="none",
+        pos_weight_stride=0,
+    )
+    plan = cell_mask.MaskPlan(layout, device_of(logits.device), least)
+    plan.tables = _tables(layout, logits.device)
+    return plan
+
+
+def _axes(
+    low: Sequence[int], high: Sequence[int], upsample: str, *, align_corners: bool
+) -> tuple[Any, Any, tuple[int, int]]:
+    """The cells along y and x, in whole pieces, and the pieces' size."""
+    from fastseg_losses.kernels import cell_tiles, cells
+
+    y, x = (
+        cells.axis_cells(small, large, upsample, align_corners=align_corners)
+        for small, large in zip(low, high, strict=True)
+    )
+    each = cell_tiles.piece_of(y.most, x.most)
+    return y.padded(each[0]), x.padded(each[1]), each
+
+
+def _tables(layout: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the cells' outputs lie, and their weights, along y and then x."""
+    y, x = layout.y, layout.x
+    positions = np.concatenate([y.positions.ravel(), x.positions.ravel()])
+    weights = np.concatenate([y.weights.ravel(), x.weights.ravel()])
+    return _on_device(positions, device), _on_device(weights, device)
 
 
 def kept_size(spec: LossSpec, logits: Tensor, targets: Tensor) -> int:

@@ -54,5 +54,5 @@ def class_sums_tile() -> CellTile:
 
 def class_gradient_tile(w: int) -> CellTile:
     """Tile of its backward kernel."""
-    block_w = block_of(w, 128)
+    block_w = block_of(w, 256)
     return CellTile(block_w, block_w // 32, max(1, 512 // block_w), 128)
