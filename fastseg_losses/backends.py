@@ -40,8 +40,8 @@ def takes_triton(backend: str, logits: Tensor, spec: LossSpec | None = None) -> 
     """
     if backend == "torch" or not isinstance(logits, Tensor) or logits.numel() == 0:
         return False  # an empty batch is 0 with a live graph; there is nothing to launch
-    low = spec is not None and spec.upsample is not None
-    if low and len(spatial_size(spec.mode, logits)) != 2:
+    low = () if spec is None or spec.upsample is None else spatial_size(spec.mode, logits)
+    if low and len(low) != 2:
         if backend == "triton":
             raise ValueError(
                 f"logits: backend='triton' upsamples in 2-D, got shape {tuple(logits.shape)}; use "

@@ -74,9 +74,10 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
 def _packed(spec: LossSpec, inputs: Inputs) -> Inputs:
     """The documented copy: of those tensors alone whose pixels have no one stride."""
     logits, targets, valid, class_weights, pos_weight = inputs
-    if spec.upsample is not None:
-        packed = [None if v is None else v.contiguous() for v in (class_weights, pos_weight)]
-        return logits, targets, valid, *packed
+    if spec.upsample is not None:  # of those kernels each axis has a stride of its own
+        classes = None if class_weights is None else class_weights.contiguous()
+        vector = None if pos_weight is None else pos_weight.contiguous()
+        return logits, targets, valid, classes, vector
     sizes = check_call(spec, inputs)
     at = _strides(spec, sizes, inputs)
     return (
