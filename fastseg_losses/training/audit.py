@@ -33,9 +33,6 @@ from fastseg_losses.training.decode import (
 from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.labels import Labels
 
-# Problems kept as text; further ones are only counted.
-MAX_PROBLEMS = 5
-
 
 @dataclass(frozen=True)
 class _Finding:
@@ -90,7 +87,7 @@ def take_census(
         "unannotated": len(chosen) - annotated,
         "unreadable": len(problems),
         "mask_values": tuple(sorted({value for f in findings for value in f.counts})),
-        "problems": tuple(problems[:MAX_PROBLEMS]),
+        "problems": tuple(problems),
         "deep_images": len(deep),
         "deep_largest": max(deep, default=0),
     }

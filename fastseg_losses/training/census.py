@@ -29,7 +29,7 @@ class RowCensus:
         unannotated: Rows with has_segmentation false; their masks were not read.
         unreadable: Rows that training could not read.
         mask_values: The values stored in the annotated masks.
-        problems: What is wrong with the first few unreadable rows.
+        problems: What is wrong with each unreadable row.
         deep_images: Images that are 16-bit grey PNGs, of the annotated rows at least.
         deep_largest: The largest value in those; 0 without any.
         pseudo: Unannotated rows with a pseudo-mask; those were not read either.
@@ -70,7 +70,9 @@ class RowCensus:
                 f"{self.unreadable} of {self.rows} rows cannot be read and would stop training: "
                 "repair or remove them."
             )
-        if not self.annotated:
+        if not self.rows:
+            parts.append("Nothing to learn from: there are no rows.")
+        elif not self.annotated:
             parts.append(
                 f"Nothing to learn from: none of the {self.rows} rows is annotated "
                 "(has_segmentation is false everywhere)."
@@ -95,7 +97,6 @@ class RowCensus:
             *self._pseudo_lines(),
             f"Unreadable: {self.unreadable}",
             *listed,
-            *(["  ..."] if listed and self.unreadable > len(listed) else []),
             *self._deep_image_lines(),
             *self._share_lines(f"Mask values found: {values}"),
             f"Verdict: {self.verdict}",

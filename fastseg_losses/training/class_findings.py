@@ -11,9 +11,9 @@ from fastseg_losses.training.tally import Tally
 MAX_LISTED = 5
 
 _ADVICE = (
-    "Likely optimisation: first try to overfit a few batches (an index of a few rows that show "
-    "several classes; if even that fails, it is the masks or the code), then check the learning "
-    "rate and the ids in the masks (debug_masks.py --mode multiclass)"
+    "Likely optimisation: first try to overfit one batch (train.py --overfit-batches 1; if even "
+    "that fails, it is the masks or the code), then check the learning rate and the ids in the "
+    "masks (debug_masks.py --mode multiclass)"
 )
 
 _REMEDY = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,35 @@ from typing import TypeVar
 from fastseg_losses.training.config import TrainConfig
 
 T = TypeVar("T")
+
+
+class Sparing:
+    """Says when a chore is due that must not slow the training down.
+
+    It may take `MAX_SHARE` of the time since it was last done. Pictures and charts take tenths of a
+    second, which is nothing to an epoch of minutes and several times an epoch of a few images.
+    """
+
+    MAX_SHARE = 0.05
+
+    def __init__(self) -> None:
+        self._last_end = -math.inf
+        self._last_cost = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether doing it now would cost no more than its share; the first time always."""
+        return self._last_cost <= self.MAX_SHARE * (time.monotonic() - self._last_end)
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """The chore is done in the block."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._last_end = time.monotonic()
+            self._last_cost = self._last_end - start
 
 
 class Clock:

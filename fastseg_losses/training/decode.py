@@ -17,6 +17,9 @@ MAX_PIXELS = 64 * 2**20
 # How Pillow names a 16-bit grey PNG ("I" in its older versions).
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I")
 
+# A binary mask whose values are below this (255 aside) looks like class ids, not like grey edges.
+MANY_CLASSES = 64
+
 # Pillow spreads grey PNGs of few bits over 0 to 255; this undoes it.
 _GREY_STEP = {"L;2": 85, "L;4": 17}
 
@@ -154,10 +157,15 @@ def binary_mask(
     full = values == 255
     if bool(np.all(full | (values == 0))):
         return full.astype(np.uint8)
-    hint = " (JPEG is lossy and blurs a mask's values: save masks as PNG)" if lossy else ""
+    found = np.unique(values).tolist()
+    hint = ""
+    if lossy:
+        hint = " (JPEG is lossy and blurs a mask's values: save masks as PNG)"
+    elif max(value for value in found if value != 255) in range(1, MANY_CLASSES):
+        hint = " (class ids? --mode multiclass --num-classes N reads those)"
     raise DataError(
         f"{where}: expected the mask values 0 and 1, or 0 and 255, got "
-        f"{describe_values(np.unique(values).tolist())}{hint}"
+        f"{describe_values(found)}{hint}"
     )
 
 

@@ -20,8 +20,10 @@ def pick_device(name: str, world: World) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type != "cuda":
+    if device.type == "cpu":
         return device
+    if device.type != "cuda":
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if world.size > 1:
         if device.index is not None:
             raise ValueError(f"device: expected cuda without a number under torchrun, got {name!r}")

@@ -100,9 +100,10 @@ class Context:
 
 
 _OPTIMISATION = (
-    "Likely optimisation: first try to overfit a few batches (an index of a few rows that have "
-    "foreground; if even that fails, it is the masks or the code), then check the learning "
-    "rate and the mask values (debug_masks.py), and only then suspect imbalance and the loss."
+    "Likely optimisation: first try to overfit a batch of rows that have foreground (train.py "
+    "--overfit-batches 1; if even that fails, it is the masks or the code), then check the "
+    "learning rate and the mask values (debug_masks.py), and only then suspect imbalance and "
+    "the loss."
 )
 
 

@@ -145,7 +145,8 @@ def _dress(
     finite = [value for value in values if math.isfinite(value)]
     axes.locator_params(axis="y", nbins=5)
     if title == "Learning rate":  # mostly constant, which has no height to scale to
-        axes.set_ylim(0, 1.1 * max(finite))
+        # One epoch under a schedule that falls to 0 ends with 0 alone: no height either.
+        axes.set_ylim(0, 1.1 * max(finite) or 1)
         axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
     if title.startswith("Validation"):
         axes.set_ylim(0, 1.02)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastseg_losses.training.census import RowCensus
+from fastseg_losses.training.clock import Sparing
 from fastseg_losses.training.data import DataError
 from fastseg_losses.training.endings import RunEnded
 from fastseg_losses.training.exit_codes import EXIT_COLLAPSED, EXIT_INTERRUPTED
@@ -20,10 +21,6 @@ from fastseg_losses.training.surroundings import command, device_name, peak_memo
 from fastseg_losses.training.trainer import LOGGER, Trainer
 
 NAME = "report.html"
-
-# A page may take this share of the time since the last one: drawing four charts takes some tenths
-# of a second, which is nothing to an epoch of minutes and doubles one of a few images.
-MAX_SHARE = 0.05
 
 
 class HtmlReport:
@@ -40,12 +37,11 @@ class HtmlReport:
         self._start = time.monotonic()
         self._epochs_before = trainer.epoch  # of the run that was resumed
         self._facts = _facts(trainer)
-        self._last_end = self._last_cost = 0.0
+        self._sparing = Sparing()
 
     def after_epoch(self) -> None:
         """Write the page, unless that would slow the training down; the next epoch may."""
-        waited = time.monotonic() - self._last_end
-        if self._last_cost <= MAX_SHARE * waited:
+        if self._sparing.is_due:
             trainer = self._trainer
             self.write(State("running", "Running", f"epoch {trainer.epoch} is complete"))
 
@@ -65,10 +61,13 @@ class HtmlReport:
         Args:
             state: how the run stands.
         """
-        trainer = self._trainer
-        if not trainer.world.is_main:
+        if not self._trainer.world.is_main:
             return
-        start = time.monotonic()
+        with self._sparing.timed():
+            self._write(state)
+
+    def _write(self, state: State) -> None:
+        trainer = self._trainer
         folder = trainer.outputs.folder
         record = RunRecord(
             config=trainer.config,
@@ -78,7 +77,7 @@ class HtmlReport:
             findings=trainer.findings,
             step=trainer.step,
             epoch_batches=len(trainer.train_loader),
-            seconds=start - self._start,
+            seconds=time.monotonic() - self._start,
             timed=trainer.epoch - self._epochs_before,
             written=datetime.datetime.now(),
             censuses=self._censuses,
@@ -91,8 +90,6 @@ class HtmlReport:
             write_atomically(folder / NAME, lambda file: file.write(content))
         except OSError as error:
             LOGGER.warning("%s could not be written: %s", folder / NAME, error)
-        self._last_end = time.monotonic()
-        self._last_cost = self._last_end - start
 
     def _finished(self) -> State:
         trainer = self._trainer

@@ -171,7 +171,7 @@ class IndexTable:
             if not self.allow_outside and not target.is_relative_to(self.folder):
                 raise DataError(
                     f"{where}: the path {cell!r} leads out of the index's folder, which only "
-                    "allow_outside accepts"
+                    "--allow-outside (allow_outside=True) accepts"
                 )
             if not target.is_file():
                 raise DataError(f"{where}: no such file: {cell!r} (looked for {target})")

@@ -47,6 +47,10 @@ class DryRun(Exception):  # noqa: N818 - what was asked for
     """All that comes before the first step is in order."""
 
 
+class NothingLeft(Exception):  # noqa: N818 - the run is complete
+    """The resumed run is complete, and other settings cannot be applied to it any more."""
+
+
 def launch(config: TrainConfig) -> int:
     """Run a training and return the process's exit code; see the codes in `config`.
 
@@ -69,6 +73,9 @@ def _run(config: TrainConfig, log: RunLog, world: World) -> int:
         trainer, report = _prepare(config, log, world)
     except DryRun:
         LOGGER.info("dry run: options, data and model are in order; nothing is written")
+        return EXIT_OK
+    except NothingLeft as nothing:
+        LOGGER.info("%s", nothing)
         return EXIT_OK
     except Refused as refusal:
         return _fail(EXIT_REFUSED, str(refusal))
@@ -125,7 +132,11 @@ def _prepare(config: TrainConfig, log: RunLog, world: World) -> tuple[Trainer, H
     if world.size > 1:  # the nets are equal, dropout need not be
         torch.manual_seed(config.seed + world.rank)
     if config.resume is not None:
-        restore(trainer, folder / "last.pt")
+        changed = restore(trainer, folder / "last.pt")
+        if not trainer.goes_on:
+            LOGGER.info("nothing left to train: %s", _what_is_done(trainer))
+            if changed:  # files that name settings with which nothing was trained would lie
+                raise NothingLeft(f"the folder stays as it is, without {', '.join(changed)}")
         if world.is_main:
             config.save(folder / "config.json")
     LOGGER.info("model: %s", describe(model))
@@ -203,6 +214,16 @@ def _open_folder(config: TrainConfig, log: RunLog, world: World) -> Path:
         raise folder
     assert folder is not None
     return folder
+
+
+def _what_is_done(trainer: Trainer) -> str:
+    """Why a resumed run has no epoch left, and which option gives it more."""
+    config = trainer.config
+    if trainer.epoch >= config.epochs:
+        return f"{trainer.epoch} of {config.epochs} epochs are done; --epochs takes more"
+    if config.max_steps is not None and trainer.step >= config.max_steps:
+        return f"{trainer.step} of {config.max_steps} steps are done; --max-steps takes more"
+    return f"no better score for {trainer.outputs.stale} epochs; --patience takes more"
 
 
 def _fail(code: int, message: str) -> int:

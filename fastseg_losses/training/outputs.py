@@ -1,4 +1,4 @@
-"""The files of a run: after each epoch metrics.csv, last.pt, best.pt, curves.png, samples.png."""
+"""The files of a run: metrics.csv, last.pt and best.pt after each epoch, and its pictures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastseg_losses.training import report
 from fastseg_losses.training.checkpoint import save_checkpoint
+from fastseg_losses.training.clock import Sparing
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.net import Net
 from fastseg_losses.training.samples import normalised
@@ -44,6 +45,7 @@ class Outputs:
         self.score = ("val_dice", "Dice") if config.labels is None else ("val_miou", "mean IoU")
         self.stale = 0
         self.saved_step: int | None = None
+        self._sparing = Sparing()
         self._config = config
         self._writes = writes
         self._best = (-math.inf, -math.inf)
@@ -67,7 +69,7 @@ class Outputs:
         return best
 
     def save_epoch(self, state: dict[str, Any], *, best: bool) -> None:
-        """Write the metrics, the checkpoints and the curves."""
+        """Write the metrics and the checkpoints."""
         if not self._writes:
             self.saved_step = state["step"]
             return
@@ -78,7 +80,6 @@ class Outputs:
         if best:  # first: a run that is killed in between does the epoch again
             save_checkpoint(self.folder / "best.pt", state)
         self.save_last(state)
-        report.plot_curves(self.folder / "curves.png", self.rows, self._config.labels)
         if self._board is not None:
             for name, value in row.items():
                 if name != "epoch" and not math.isnan(value):
@@ -107,20 +108,31 @@ class Outputs:
         first, second = state["best"]
         self._best = (first, second)
 
-    @torch.no_grad()
-    def save_samples(
-        self, row: dict[str, float], net: Net, data: Any, device: torch.device
-    ) -> None:
-        """Write samples.png: the same validation samples after every epoch.
+    def draw(self, net: Net, data: Any, device: torch.device, *, last: bool) -> None:
+        """Write curves.png and samples.png, unless that would slow the training down.
 
         Args:
-            row: the epoch's metrics.
             net: the net; left in evaluation mode.
-            data: the validation set, a sequence of `Sample`.
+            data: the validation set, a sequence of `Sample`; None if there is none.
             device: where the net is.
+            last: whether it was the last epoch, whose pictures are written in any case.
         """
-        if not self._writes:
+        if not self._writes or not (last or self._sparing.is_due):
             return
+        with self._sparing.timed():
+            self.draw_curves()
+            if data is not None:
+                self._draw_samples(net, data, device)
+
+    def draw_curves(self) -> None:
+        """Write curves.png, if there is an epoch to show."""
+        if self._writes and self.rows:
+            report.plot_curves(self.folder / "curves.png", self.rows, self._config.labels)
+
+    @torch.no_grad()
+    def _draw_samples(self, net: Net, data: Any, device: torch.device) -> None:
+        """Write samples.png: the same validation samples each time."""
+        row = self.rows[-1]
         last = len(data) - 1
         spread = torch.linspace(0, last, min(PICTURED, last + 1)).tolist()
         samples = [data[place] for place in sorted({round(place) for place in spread})]

@@ -58,12 +58,12 @@ _OPEN_EMPTY = (
     "has_segmentation to false for such rows. No choice of loss repairs that."
 )
 _OVERFIT = (
-    "Train on ten rows that do have foreground and validate on the same rows (--data few.parquet "
-    "--val few.parquet). If even that fails, it is the masks or the code, not imbalance."
+    "Train and validate on one batch of rows that have foreground (--overfit-batches 1). If even "
+    "that fails, it is the masks or the code, not imbalance."
 )
 _OVERFIT_CLASSES = (
-    "Train on ten rows that show several classes and validate on the same rows (--data few.parquet "
-    "--val few.parquet). If even that fails, it is the masks or the code, not imbalance."
+    "Train and validate on one batch (--overfit-batches 1). If even that fails, it is the masks or "
+    "the code, not imbalance."
 )
 _RATE = "Try --lr ten times smaller, then ten times larger, for some hundred steps each."
 _SIZE = "Raise --image-size: objects of a few pixels vanish when a large image is resized."

@@ -69,7 +69,10 @@ def metrics(train: Tally, val: Tally) -> dict[str, float]:
     """An epoch's numbers by column, as far as they come from statistics.
 
     In multiclass mode ``val_dice`` and ``val_iou`` are the means over the classes that occur.
+    Where the validation masks show no foreground there is no score: it could only be 0, and would
+    rank a net that predicts nothing there, which is right, below one that predicts something.
     """
+    scored = val.num_classes > 0 or val.tp + val.fn > 0
     row = {
         "train_loss": train.loss,
         "val_loss": val.loss,
@@ -77,10 +80,11 @@ def metrics(train: Tally, val: Tally) -> dict[str, float]:
         "target_mean": train.target_mean,
         "pred_positive": train.pred_positive,
         "pred_max": train.pred_max,
-        "val_dice": val.mean_dice if val.num_classes else val.dice,
-        "val_iou": val.mean_iou if val.num_classes else val.iou,
+        "val_dice": val.dice if scored else math.nan,
+        "val_iou": val.iou if scored else math.nan,
     }
     if val.num_classes:
+        row |= {"val_dice": val.mean_dice, "val_iou": val.mean_iou}
         row |= {"val_miou": val.mean_iou, "val_mdice": val.mean_dice}
         row |= {f"val_iou_{k}": score for k, score in enumerate(val.class_iou)}
         row |= {f"val_dice_{k}": score for k, score in enumerate(val.class_dice)}

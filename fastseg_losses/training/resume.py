@@ -25,6 +25,9 @@ ORDER_DEPENDS_ON = (
     *("overfit_batches", "oversample_foreground"),
 )
 
+# What is not a setting of the training: where it is, and what this call was asked to do.
+_NO_SETTINGS = ("output_dir", "resume", "dry_run")
+
 LOGGER = logging.getLogger("fastseg_losses.training")
 
 
@@ -52,12 +55,15 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def restore(trainer: Trainer, path: Path) -> None:
+def restore(trainer: Trainer, path: Path) -> list[str]:
     """Set a trainer to where the run was that wrote a checkpoint.
 
     Args:
         trainer: made from the run's settings, not started.
         path: its last.pt.
+
+    Returns:
+        The settings that are other than before, in words.
 
     Raises:
         ValueError: the file is no checkpoint of the trainer, or of another net.
@@ -80,13 +86,28 @@ def restore(trainer: Trainer, path: Path) -> None:
     _restore_rank(trainer, state["ranks"])
     if not trainer.batches:  # what an epoch that begins anew has shown does not count twice
         trainer.tally = Tally(trainer.tally.num_classes)
-    LOGGER.info(
-        "resumed %s: epoch %d, batch %d, step %d",
-        path,
-        trainer.epoch + 1,
-        trainer.batches + 1,
-        trainer.step + 1,
-    )
+    changed = changes(TrainConfig.from_dict(state["config"]), trainer.config)
+    if trainer.goes_on:
+        LOGGER.info(
+            "resumed %s: epoch %d, batch %d, step %d",
+            path,
+            trainer.epoch + 1,
+            trainer.batches + 1,
+            trainer.step + 1,
+        )
+        if changed:
+            LOGGER.info("other settings than before: %s", ", ".join(changed))
+    return changed
+
+
+def changes(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """The settings in which two configurations differ, each as ``name old -> new``."""
+    old, new = before.to_dict(), now.to_dict()
+    return [
+        f"{name} {old.get(name)!r} -> {value!r}"
+        for name, value in new.items()
+        if name not in _NO_SETTINGS and old.get(name) != value
+    ]
 
 
 def _batches_done(trainer: Trainer, state: dict[str, Any]) -> int:

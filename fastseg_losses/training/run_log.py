@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastseg_losses.training.census import RowCensus
+from fastseg_losses.training.outputs import rank
 from fastseg_losses.training.progress import ConsoleHandler
 from fastseg_losses.training.run_folder import discard, is_unfinished
 from fastseg_losses.training.trainer import LOGGER, Trainer
@@ -85,12 +86,18 @@ def log_end(trainer: Trainer, seconds: float) -> None:
     """The last line of a run that reached its end."""
     parts = [f"finished: {trainer.step} steps in {seconds:.0f} s"]
     column, name = trainer.outputs.score
-    scores = [row[column] for row in trainer.outputs.rows]
-    known = [score for score in scores if not math.isnan(score)]
-    if known:
+    rows = trainer.outputs.rows
+    if rows:
+        best = max(rows, key=lambda row: rank(row, column))  # the epoch of best.pt
+        loss = "train_loss" if math.isnan(best["val_loss"]) else "val_loss"
+        if math.isnan(best[column]):
+            what = "training" if loss == "train_loss" else "validation"
+            column, name = loss, f"{what} loss"
+        else:
+            name = f"validation {name}"
         parts.append(
-            f"best validation {name} {max(known):.4f} (epoch {1 + scores.index(max(known))}), "
-            f"last {known[-1]:.4f}"
+            f"best {name} {best[column]:.4f} (epoch {best['epoch']:.0f}), "
+            f"last {rows[-1][column]:.4f}"
         )
     if trainer.alarms:
         last = trainer.alarms[-1]

@@ -65,6 +65,8 @@ def check_settings(config: TrainConfig) -> None:
     for name in ("max_steps", "patience", "save_every", "overfit_batches"):
         value = getattr(config, name)
         _check(config, name, value is None or value >= 1, "at least 1")
+    good = config.patience is not None or config.min_epochs == 0
+    _check(config, "min_epochs", good, "--patience beside --min-epochs")
     _check(config, "ema", config.ema is None or 0 < config.ema < 1, "a number above 0 and below 1")
     _check(config, "amp", config.amp in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
     _check(config, "image_size", config.image_size <= 8192, "at most 8192")

@@ -139,7 +139,7 @@ class Trainer:
         with self.endings.catching_interrupts(), contextlib.ExitStack() as at_the_end:
             if self._profiler is not None:
                 at_the_end.callback(self._profiler.close)
-            while self._goes_on():
+            while self.goes_on:
                 start = time.monotonic()
                 try:
                     self._run_epoch()
@@ -150,6 +150,8 @@ class Trainer:
                 self._end_if_agreed()
                 after_epoch()
                 self._seconds.append(time.monotonic() - start)
+            if self._is_stale():
+                LOGGER.info("early stop: no better score for %d epochs", self.outputs.stale)
 
     def train_step(self, *batches: dict[str, Any]) -> None:
         """One optimizer step on the batches joined. On CUDA the host does not wait for it."""
@@ -193,8 +195,8 @@ class Trainer:
         best = self.outputs.add_epoch(row)
         findings = self.monitor.observe_validation(val, lr=self.updates.lr)
         self.outputs.save_epoch(state_of(self), best=best)
-        if self.val_loader is not None:
-            self.outputs.save_samples(row, self.net, self.val_loader.dataset, self.device)
+        pictured = None if self.val_loader is None else self.val_loader.dataset
+        self.outputs.draw(self.net, pictured, self.device, last=not self.goes_on)
         self._log_epoch(row, val)
         for finding in findings:
             self._act_on(finding)
@@ -289,10 +291,10 @@ class Trainer:
         every = self.config.save_every
         return every is not None and self.step % every == 0
 
-    def _goes_on(self) -> bool:
+    @property
+    def goes_on(self) -> bool:
         """Whether there is another epoch to train."""
         if self._is_stale():
-            LOGGER.info("early stop: no better score for %d epochs", self.outputs.stale)
             return False
         return self.epoch < self.config.epochs and not self._steps_are_up()
 
@@ -310,6 +312,7 @@ class Trainer:
     def _end_if_agreed(self) -> None:
         if not self.endings.agreed():
             return
+        self.outputs.draw_curves()
         if self.endings.keeps_weights and self._is_finite():
             self.save_last()
         self.endings.end(f"interrupted at step {self.step}; {self.outputs.what_is_saved()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from fastseg_losses.training.config import TrainConfig
+
+LOGGER = logging.getLogger("fastseg_losses.training")
 
 POLY_POWER = 0.9  # nnU-Net's
 
@@ -43,6 +46,13 @@ class Updates:
         steps = max(1, config.epochs * steps_per_epoch)
         if config.max_steps is not None:
             steps = min(steps, config.max_steps)
+        if config.warmup_steps >= steps:
+            LOGGER.warning(
+                "--warmup-steps %d: the run has %d steps, so the learning rate never reaches %g",
+                config.warmup_steps,
+                steps,
+                config.lr,
+            )
         self._schedule = schedule(self.optimizer, config, steps)
         self._most = config.clip_grad
         self._norms: Tensor | None = None

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from fastseg_losses.training.clock import Clock, duration, seconds_left
+from fastseg_losses.training import clock as clocks
+from fastseg_losses.training.clock import Clock, Sparing, duration, seconds_left
 from fastseg_losses.training.config import resolve
 
 
@@ -17,6 +18,20 @@ def test_only_waiting_is_counted() -> None:
     for _ in clock.timed(slow()):
         time.sleep(0.02)
     assert 0.09 <= clock.waited <= clock.seconds - 0.06
+
+
+def test_a_chore_takes_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 3.0
+    monkeypatch.setattr(clocks.time, "monotonic", lambda: now)
+    sparing = Sparing()
+    assert sparing.is_due  # the first time always
+    with sparing.timed():
+        now += 0.5
+    due = []
+    for wait in (0.0, 9.9, 0.2):  # 0.5 s is 5 % of 10 s
+        now += wait
+        due.append(sparing.is_due)
+    assert due == [False, False, True]
 
 
 @pytest.mark.parametrize(

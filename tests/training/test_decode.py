@@ -31,6 +31,24 @@ def test_undecodable_header(encoded: bytes) -> None:
         open_picture(encoded, WHERE)
 
 
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ([0, 1, 2, 255], "class ids? --mode multiclass --num-classes N"),
+        ([0, 1, 255], "class ids?"),
+        ([0, 7], "class ids?"),
+        ([0, 128, 255], None),
+        ([0, 3, 250], None),
+    ],
+)
+def test_class_ids_in_binary_mode_are_recognised(values: list[int], hint: str | None) -> None:
+    mask = np.array([values], np.uint8)
+    with pytest.raises(DataError, match="expected the mask values 0 and 1, or 0 and 255") as error:
+        binary_mask(mask, WHERE)
+    assert ("class ids?" in str(error.value)) == (hint is not None)
+    assert hint is None or hint in str(error.value)
+
+
 def test_other_formats_are_not_opened() -> None:
     with pytest.raises(DataError, match="expected an encoded PNG or JPEG"):
         open_picture(encode(Image.fromarray(GREY), "BMP"), WHERE)
@@ -148,7 +166,9 @@ def test_accepted_mask_values(values: list[int], mapped: list[int], dtype: type)
 @pytest.mark.parametrize("values", [[0, 2], [0, 1, 255], [0, 128, 255], [254], [0, 65535]])
 def test_refused_mask_values(values: list[int]) -> None:
     listed = ", ".join(map(str, values))
-    with pytest.raises(DataError, match=f"^{WHERE}: expected the mask values .* got {listed}$"):
+    hint = r"( \(class ids\?.*\))?"
+    pattern = f"^{WHERE}: expected the mask values .* got {listed}{hint}$"
+    with pytest.raises(DataError, match=pattern):
         binary_mask(np.array([values], np.uint16), WHERE)
 
 

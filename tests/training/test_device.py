@@ -10,6 +10,8 @@ def test_a_device_that_is_not_there_is_named() -> None:
     assert pick_device("cpu", world) == torch.device("cpu")
     with pytest.raises(ValueError, match="device: expected auto, cpu, cuda or cuda:N, got 'gpu'"):
         pick_device("gpu", world)
+    with pytest.raises(ValueError, match="device: expected auto, cpu, cuda or cuda:N, got 'mps'"):
+        pick_device("mps", world)  # torch knows the name everywhere, and fails at the first tensor
     with pytest.raises(ValueError, match="device: 'cuda:99' asked for, but torch sees"):
         pick_device("cuda:99", world)
 

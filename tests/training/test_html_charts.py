@@ -1,6 +1,7 @@
 import math
 import re
 
+import pytest
 from training.pages import Page, row
 from training.test_html_page import multiclass_row
 
@@ -60,6 +61,11 @@ def test_an_alarm_after_the_only_epoch_is_in_the_picture() -> None:
     (clip,) = re.findall(r'<rect x="([0-9.]+)"[^>]* width="([0-9.]+)"', loss.svg)
     left, width = map(float, clip)
     assert left < float(place) < left + width
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_learning_rate_of_zero_alone_has_a_chart() -> None:
+    assert "Learning rate" in [chart.title for chart in draw_charts([row(1, lr=0.0)], None)]
 
 
 def test_clipped_gradients_have_a_chart() -> None:

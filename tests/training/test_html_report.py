@@ -12,7 +12,7 @@ from training.index_files import write_index, zeros
 from training.pages import Page, census
 from training.runs import ROWS, SIZE, make_trainer, run, small_net, squares, write_set
 
-from fastseg_losses.training import html_report, outputs
+from fastseg_losses.training import clock, html_report, outputs
 from fastseg_losses.training import launch as launching
 from fastseg_losses.training.exit_codes import (
     EXIT_BAD_INPUT,
@@ -59,7 +59,7 @@ def read(folder: Path) -> Page:
 def test_a_run_leaves_a_page_that_says_what_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: list[State]
 ) -> None:
-    monkeypatch.setattr(html_report, "MAX_SHARE", 1e9)
+    monkeypatch.setattr(clock.Sparing, "MAX_SHARE", 1e9)
     monkeypatch.setattr(
         outputs.report,
         "plot_samples",

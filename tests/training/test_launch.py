@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from training.index_files import png, write_index, zeros
@@ -99,6 +100,39 @@ def test_a_set_without_validation_rows_trains_and_reports_no_dice(tmp_path: Path
     assert metrics(folder)[0]["val_dice"] == ""
     assert (folder / "best.pt").is_file()
     assert not (folder / "samples.png").exists()
+
+
+def test_validation_masks_without_foreground_leave_the_loss_to_decide(tmp_path: Path) -> None:
+    images, masks = squares(6)
+    data = write_index(tmp_path / "d.parquet", images, masks, [True] * 6)
+    val = write_index(tmp_path / "v.parquet", images[:2], [zeros(SIZE)] * 2, [True] * 2)
+    folder = tmp_path / "run"
+    assert run(data, folder, val=str(val), epochs=3) == EXIT_OK
+    rows = metrics(folder)
+    assert [row["val_dice"] for row in rows] == [""] * 3
+    losses = [float(row["val_loss"]) for row in rows]
+    end = log(folder).splitlines()[-1]
+    epoch = 1 + losses.index(min(losses))
+    assert f"best validation loss {min(losses):.4f} (epoch {epoch}), last {losses[-1]:.4f}" in end
+    assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == epoch
+
+
+def test_pictures_that_would_slow_the_training_down_are_drawn_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[str, int]] = []
+
+    def curves(path: Path, rows: list[dict[str, float]], labels: object) -> None:
+        drawn.append((path.name, len(rows)))
+
+    def samples(path: Path, *tensors: object, title: str) -> None:
+        drawn.append((path.name, int(title.split(",")[0].removeprefix("epoch "))))
+
+    monkeypatch.setattr(outputs.report, "plot_curves", curves)
+    monkeypatch.setattr(outputs.report, "plot_samples", samples)
+    monkeypatch.setattr(outputs.Sparing, "is_due", property(lambda self: not drawn))
+    assert run(write_set(tmp_path / "d.parquet"), tmp_path / "run", epochs=4) == EXIT_OK
+    assert drawn == [(name, epoch) for epoch in (1, 4) for name in ("curves.png", "samples.png")]
 
 
 def deep(images: list[bytes], bits: int) -> list[bytes]:

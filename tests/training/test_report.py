@@ -106,6 +106,16 @@ def test_multiclass_scores_are_those_of_the_validation_rows() -> None:
     assert (values["val_iou_0"], values["val_iou_1"]) == (6 / 8, 2 / 4)
 
 
+def test_masks_without_foreground_have_no_score() -> None:
+    val = Tally()
+    val.valid, val.fp = 100.0, 3.0  # a Dice of 0 would put this epoch above one with fp = 0
+    assert math.isnan(report.metrics(Tally(), val)["val_dice"])
+    assert math.isnan(report.metrics(Tally(), val)["val_iou"])
+    val.fn = 1.0
+    assert report.metrics(Tally(), val)["val_dice"] == 0
+    assert report.metrics(Tally(), val)["val_iou"] == 0
+
+
 def test_a_log_shows_the_scores_of_all_classes_or_of_the_lowest() -> None:
     assert report.class_scores([0.5, math.nan, 0.25]) == "each class: 0: 0.500, 2: 0.250"
     many = report.class_scores([1 - k / 100 for k in range(100)])

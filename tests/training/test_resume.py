@@ -119,14 +119,22 @@ def test_ctrl_c_and_resume_is_the_same_run(
     check_equal(folder, unbroken / "run")
 
 
-def test_a_finished_run_goes_on_with_more_epochs(unbroken: Path, tmp_path: Path) -> None:
+def test_a_finished_run_goes_on_with_more_epochs(
+    unbroken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "run"
     options = [*OPTIONS, "--schedule", "constant"]
     base = ["--data", f"{unbroken}/d.parquet", *options]
     assert train(*base, "--output-dir", str(folder), "--epochs", "2") == EXIT_OK
-    assert train("--resume", str(folder)) == EXIT_OK  # nothing left
-    assert len(metrics(folder)) == 2
+    assert train("--resume", str(folder)) == EXIT_OK
+    assert "nothing left to train: 2 of 2 epochs are done; --epochs takes more" in caplog.text
+    # Nothing was trained with another rate, so no file may say so.
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
+    assert train("--resume", str(folder), "--lr", "0.5") == EXIT_OK
+    assert "the folder stays as it is, without lr 0.005 -> 0.5" in caplog.text
+    assert before == {path: path.read_bytes() for path in folder.glob("*.*")}
     assert train("--resume", str(folder), "--epochs", "4") == EXIT_OK
+    assert "other settings than before: epochs 2 -> 4" in caplog.text
     whole = tmp_path / "whole"
     assert train(*base, "--output-dir", str(whole)) == EXIT_OK
     check_equal(folder, whole)

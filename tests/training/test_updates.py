@@ -53,6 +53,14 @@ def test_max_steps_shortens_the_schedule() -> None:
     assert updates.lr == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_warm_up_that_outlasts_the_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    make_updates(warmup_steps=STEPS - 1)
+    assert not caplog.records
+    make_updates(warmup_steps=STEPS)
+    (record,) = caplog.records
+    assert f"--warmup-steps {STEPS}: the run has {STEPS} steps" in record.message
+
+
 def test_gradients_are_clipped_and_their_norm_is_kept() -> None:
     torch.manual_seed(0)
     updates, net = make_updates(clip_grad=0.1)
@@ -101,6 +109,7 @@ def test_a_run_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("warmup_steps", -1, "warmup_steps: expected a whole number of at least 0"),
         ("clip_grad", 0.0, "clip_grad: expected a finite number above 0"),
         ("patience", 0, "patience: expected at least 1"),
+        ("min_epochs", 5, "min_epochs: expected --patience beside --min-epochs, got 5"),
     ],
 )
 def test_bad_settings(field: str, value: object, message: str) -> None:
