@@ -18,6 +18,7 @@ from fastseg_losses.training.decode import DataError
 from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.sampler import EpochSampler
 from fastseg_losses.training.samples import Draw, ParquetSegmentation, Sample, normalised
+from fastseg_losses.training.settings import MAX_PIXELS
 
 __all__ = [
     "DataError",
@@ -71,6 +72,7 @@ def open_index(
     keep_unannotated: bool = False,
     use_pseudo: bool = False,
     allow_outside: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Splits:
     """Opens a data set and divides its rows into training and validation.
 
@@ -87,6 +89,7 @@ def open_index(
         keep_unannotated: Whether unannotated rows are drawn in training, with `valid` false.
         use_pseudo: Whether those of them that have a pseudo-mask are. They never validate.
         allow_outside: Accept path cells that lead out of their index's folder.
+        max_pixels: The largest width times height of an image that is accepted.
 
     Raises:
         DataError: A ValueError; see `IndexTable`. Also: one side has no row at all.
@@ -97,10 +100,10 @@ def open_index(
             f"val_fraction: expected a number above 0 and below 1, got {val_fraction!r}"
         )
     check_int("seed", seed, minimum=0)
-    index = IndexTable(path, allow_outside=allow_outside)
+    index = IndexTable(path, allow_outside=allow_outside, max_pixels=max_pixels)
     val_index = index
     if val_path is not None:
-        val_index = IndexTable(val_path, allow_outside=allow_outside)
+        val_index = IndexTable(val_path, allow_outside=allow_outside, max_pixels=max_pixels)
     left_out: tuple[str, ...] = ()
     if val_path is not None:
         left_out = (

@@ -50,7 +50,7 @@ class TrainedModel:
                 image = Path(image).read_bytes()
             except OSError as error:
                 raise DataError(f"{where}: cannot be read ({error.strerror})") from error
-        picture = open_picture(image, where)
+        picture = open_picture(image, where, max_pixels=self.config.max_pixels)
         return self.prepare_pixels(image_pixels(picture, where, bits=self.image_bits))
 
     @property
