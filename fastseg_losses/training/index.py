@@ -27,8 +27,10 @@ GROUP_CACHE_BYTES = 256 * 2**20
 # says nothing; so such a file is refused with the remedy.
 MAX_GROUP_BYTES = 2**30
 
-# Flags, ids and splits are kept as Python objects, at up to a hundred bytes a row.
+# Flags, ids, splits and sources of masks are kept as Python objects: of this many rows at most, and
+# with texts that take this much together.
 MAX_ROWS = 2**25
+MAX_SMALL_BYTES = 2**30
 
 
 class IndexTable:
@@ -95,8 +97,8 @@ class IndexTable:
             raise DataError(f"{self.path}: the index has no rows")
         if not (min(sizes) >= 0 and self._starts[-1] <= MAX_ROWS):
             raise DataError(
-                f"{self.path}: expected at most {MAX_ROWS} rows, got {max(sizes)} in a row group, "
-                f"{self._starts[-1]} in all"
+                f"{self.path}: expected at most {MAX_ROWS} rows, got {self._starts[-1]} in "
+                f"{len(sizes)} row groups"
             )
         with self._damage_named():
             check_schema(self.path, file.schema_arrow)
@@ -283,7 +285,7 @@ class IndexTable:
                 file,
                 small,
                 largest=sum(self._largest[column] for column in small),
-                limit=MAX_GROUP_BYTES,
+                limit=MAX_SMALL_BYTES,
                 group=None,
             )
         except TooLarge as error:

@@ -79,7 +79,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
             not make the net that was saved.
     """
     where = torch.device(device)
-    state = load_checkpoint(Path(path))
+    state = load_checkpoint(Path(path), ("model", "config"))
     config, weights = TrainConfig.from_dict(state["config"]), result_weights(state)
     net = build_model(config.model, config.channels)
     try:

@@ -25,6 +25,12 @@ ORDER_DEPENDS_ON = (
     *("overfit_batches", "oversample_foreground"),
 )
 
+# What a trainer goes on from.
+NEEDED = (
+    *("config", "model", "average", "epoch", "step", "draws", "epoch_is_drawn"),
+    *("updates", "outputs", "findings", "ranks"),
+)
+
 LOGGER = logging.getLogger("fastseg_losses.training")
 
 
@@ -62,7 +68,7 @@ def restore(trainer: Trainer, path: Path) -> None:
     Raises:
         ValueError: the file is no checkpoint of the trainer, or of another net.
     """
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, NEEDED)
     average = trainer.net.average
     try:
         trainer.model.load_state_dict(state["model"])
