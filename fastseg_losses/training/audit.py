@@ -4,6 +4,7 @@ Adding a loss term does not help where the masks are zero because nobody drew th
 counted before training and not guessed afterwards.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -84,7 +85,8 @@ def take_census(
     problems = [f.problem for f in findings if f.problem is not None]
     deep = [f.deep_largest for f in findings if f.deep_largest is not None]
     pseudo = [row for row in chosen if index.pseudo.rows[row]]
-    means = [m for row in pseudo if (m := index.pseudo.confidences[row]) is not None]
+    noted = [index.pseudo.confidences[row] for row in pseudo]
+    means = [mean for mean in noted if mean is not None and math.isfinite(mean)]
     common: dict[str, Any] = {
         "rows": len(chosen),
         "pseudo": len(pseudo),

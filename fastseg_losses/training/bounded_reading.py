@@ -23,8 +23,13 @@ class TooLarge(ValueError):  # noqa: N818 - the caller says what to do about it
 def column_sizes(file: pq.ParquetFile, group: int) -> dict[str, int]:
     """What each column of a row group takes, uncompressed but encoded, in bytes."""
     row_group = file.metadata.row_group(group)
-    chunks = [row_group.column(place) for place in range(row_group.num_columns)]
-    return {chunk.path_in_schema: int(chunk.total_uncompressed_size) for chunk in chunks}
+    sizes = dict.fromkeys(file.schema_arrow.names, 0)
+    for place in range(row_group.num_columns):
+        chunk = row_group.column(place)
+        path = chunk.path_in_schema  # of a column of lists: its name.list.element
+        name = path if path in sizes else path.partition(".")[0]
+        sizes[name] += int(chunk.total_uncompressed_size)
+    return sizes
 
 
 def read_columns(
@@ -34,7 +39,7 @@ def read_columns(
 
     Args:
         file: The opened file.
-        columns: Names of columns that hold plain values.
+        columns: Names of columns.
         largest: What these columns take in one row group at most, uncompressed but encoded: no
             row of them is larger.
         limit: Bytes that they may take in memory.
