@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from fastseg_losses.training.checks import check_int
 from fastseg_losses.training.decode import DataError
 from fastseg_losses.training.index import IndexTable
+from fastseg_losses.training.orphans import end_if_orphaned
 from fastseg_losses.training.sampler import EpochSampler
 from fastseg_losses.training.samples import Draw, ParquetSegmentation, Sample, normalised
 from fastseg_losses.training.settings import MAX_PIXELS
@@ -202,6 +203,7 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         multiprocessing_context=start_method if num_workers > 0 else None,
+        worker_init_fn=None if start_method == "forkserver" else end_if_orphaned,
     )
 
 

@@ -71,6 +71,7 @@ def main() -> None:
         seen["while writing"] += any(folder.glob(".*.tmp"))
         if not (folder / "last.pt").exists():
             seen["before any checkpoint"] += 1
+            start *= 1.2
             if folder.exists():  # nothing to go on from: a user would start anew
                 folder.rename(folder.with_name(f"killed-{seen['killed']}"))
             continue

@@ -238,8 +238,8 @@ def test_a_truncated_file_of_a_set_is_named_while_it_trains(
 
 def test_pictures_cut_at_any_place_are_named(tmp_path: Path) -> None:
     whole = image(3)
-    # The last 16 bytes are a checksum and the end mark: without them the pixels are still whole.
-    places = np.linspace(0, len(whole) - 17, 40).astype(int)
+    # Checksums and the end mark are the last 20 bytes: without them the pixels are still whole.
+    places = np.linspace(0, len(whole) - 21, 40).astype(int)
     images = [whole[:place] for place in places]
     path = write_index(tmp_path / "d.parquet", images, [mask(3)] * 40, [True] * 40)
     census = take_census(IndexTable(path), decode_images=True)
