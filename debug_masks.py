@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fastseg_losses.training.command_line import Parser, as_typed
 from fastseg_losses.training.extras import missing_extras
 from fastseg_losses.training.labels import MODES, labels_for
+from fastseg_losses.training.settings import MAX_PIXELS
 
 EXIT_OK = 0
 EXIT_NOTHING_TO_LEARN = 1
@@ -27,6 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--allow-outside",
         action="store_true",
         help="let paths in the index point outside the index's own folder",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="refuse images of more pixels (width times height) (default: %(default)s)",
     )
     parser.add_argument(
         "--headers-only",
@@ -64,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fastseg_losses.training.index import IndexTable
 
     try:
-        index = IndexTable(options.file, allow_outside=options.allow_outside)
+        index = IndexTable(
+            options.file, allow_outside=options.allow_outside, max_pixels=options.max_pixels
+        )
         census = take_census(index, decode_images=not options.headers_only, labels=labels)
     except DataError as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Rules of the source tree that no tool checks in full."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,44 @@ def test_losses_do_not_import_training() -> None:
     # The losses depend on torch, Triton and NumPy alone; training brings pandas, pyarrow, Pillow.
     sources = [*LOSSES, *KERNELS]
     assert [name_of(path) for path in sources if imports(path, "fastseg_losses.training")] == []
+
+
+# What runs code that a file holds, or takes the answer of a file for an object of its choice.
+UNSAFE = ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve")
+LOADERS = ("torch.load", "np.load", "numpy.load", "yaml.load", "pd.read_pickle")
+
+
+def unsafe_loads(source: str, where: str) -> list[str]:
+    """What in a source could run code that comes from a file."""
+    found = [f"{where}: {name}" for name in imported_modules(source, []) if name in UNSAFE]
+    for node in ast.walk(ast.parse(source)):
+        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if name not in LOADERS:
+            continue
+        assert isinstance(node, ast.Call)
+        given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        safe = given.get("weights_only") == "True" if name == "torch.load" else False
+        # NumPy refuses pickled objects where it is not told otherwise.
+        safe = safe or (name in ("np.load", "numpy.load") and "allow_pickle" not in given)
+        if not safe:
+            found.append(f"{where}: {ast.unparse(node)}")
+    return found
+
+
+def test_no_file_that_is_loaded_can_run_code() -> None:
+    assert unsafe_loads("import pickle\ntorch.load(path)", "x") == [
+        "x: pickle",
+        "x: torch.load(path)",
+    ]
+    assert unsafe_loads("torch.load(path, weights_only=True)\nnp.load(path)", "x") == []
+    others = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    sources = {path: path.read_text(encoding="utf-8") for path in [*LIBRARY, *SCRIPTS, *others]}
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        sources[path] = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+    assert len(sources) > 50
+    found = [line for path, text in sources.items() for line in unsafe_loads(text, name_of(path))]
+    assert found == []
 
 
 def test_source_files_are_short() -> None:

@@ -4,6 +4,7 @@ Adding a loss term does not help where the masks are zero because nobody drew th
 counted before training and not guessed afterwards.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastseg_losses.training.census import Census, ClassCensus
 from fastseg_losses.training.decode import (
@@ -32,6 +34,9 @@ from fastseg_losses.training.decode import (
 )
 from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.labels import Labels
+
+# Pixels of a mask.
+COUNTED_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ def take_census(
     problems = [f.problem for f in findings if f.problem is not None]
     deep = [f.deep_largest for f in findings if f.deep_largest is not None]
     pseudo = [row for row in chosen if index.pseudo.rows[row]]
-    means = [m for row in pseudo if (m := index.pseudo.confidences[row]) is not None]
+    noted = [index.pseudo.confidences[row] for row in pseudo]
+    means = [mean for mean in noted if mean is not None and math.isfinite(mean)]
     common: dict[str, Any] = {
         "rows": len(chosen),
         "pseudo": len(pseudo),
@@ -141,6 +147,15 @@ def _count_classes(masks: list[dict[int, int]], labels: Labels) -> dict[str, Any
     }
 
 
+def _counts(values: npt.NDArray[Any]) -> dict[int, int]:
+    """How often each value occurs; in parts, since bincount takes 8 bytes for each pixel."""
+    flat = values.ravel()
+    found = np.zeros(int(flat.max(initial=0)) + 1, np.int64)
+    for start in range(0, flat.size, COUNTED_AT_ONCE):
+        found += np.bincount(flat[start : start + COUNTED_AT_ONCE], minlength=len(found))
+    return {value: int(found[value]) for value in np.flatnonzero(found).tolist()}
+
+
 _CellOrError = bytes | str | DataError | None
 
 
@@ -192,8 +207,7 @@ def _look_at(
         )
         # Counted before they are judged: of a refused mask, too, the census tells the values.
         stored = (mask_values if labels is None else class_values)(picture, where)
-        found = np.bincount(stored.ravel())
-        counts = {value: int(found[value]) for value in np.flatnonzero(found).tolist()}
+        counts = _counts(stored)
         if labels is None:
             binary_mask(stored, where, lossy=picture.format == "JPEG")
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastseg_losses.training.checks import one_line
 from fastseg_losses.training.decode import describe_values
 from fastseg_losses.training.labels import Labels
 
@@ -105,7 +106,7 @@ class RowCensus:
     def _pseudo_lines(self) -> list[str]:
         if not self.pseudo:
             return []
-        sources = list(self.pseudo_sources[:SOURCES_SHOWN])
+        sources = [one_line(source) for source in self.pseudo_sources[:SOURCES_SHOWN]]
         if len(self.pseudo_sources) > len(sources):
             sources.append(f"... ({len(self.pseudo_sources)} sources)")
         sure = self.pseudo_confidence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, onto the CPU.
+def load_checkpoint(path: Path, needed: Sequence[str] = ("model",)) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, onto the CPU; nothing in the file is run.
+
+    Args:
+        path: the file.
+        needed: what has to be in it.
 
     Raises:
-        ValueError: the file cannot be read, is no checkpoint of the trainer, or one of another
-            format.
+        ValueError: the file cannot be read, is no checkpoint of the trainer, lacks something, is
+            of another format, or holds what would run code.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -38,10 +44,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # torch and pickle raise a dozen types on other files
-        raise ValueError(f"{path}: expected a checkpoint of train.py") from error
+        text = f"{path}: expected a checkpoint of train.py"
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code is not None:
+            text += f", got a file that would call {code[1]} when it is loaded; nothing of it ran"
+        raise ValueError(text) from error
     if found != FORMAT:
         raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}, got {found!r}")
     checkpoint: dict[str, Any] = state
+    for name in needed:
+        if name not in checkpoint:
+            raise ValueError(f"{path}: expected a checkpoint of train.py, got one without {name!r}")
     return checkpoint
 
 

@@ -13,6 +13,7 @@ from fastseg_losses.training.config import TrainConfig, resolve
 from fastseg_losses.training.config_file import beside, read_settings, settings_to_resume
 from fastseg_losses.training.exit_codes import (
     EXIT_BAD_INPUT,
+    EXIT_CANNOT_WRITE,
     EXIT_COLLAPSED,
     EXIT_INTERRUPTED,
     EXIT_NON_FINITE,
@@ -25,6 +26,7 @@ EPILOG = f"""\
 exit codes: {EXIT_OK} finished; {EXIT_BAD_INPUT} wrong option, unreadable input, or a --model
 that does not work; {EXIT_REFUSED} refused, the training rows show nothing to learn;
 {EXIT_COLLAPSED} stopped by --on-collapse stop; {EXIT_NON_FINITE} NaN or Inf;
+{EXIT_CANNOT_WRITE} a file of the run cannot be written (last.pt stays as it was);
 {EXIT_INTERRUPTED} Ctrl-C (last.pt is saved).
 
 train.py pseudo-label --help: fill the rows that nobody annotated with a net's masks, for

@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 from fastseg_losses.training.checks import check_int
 from fastseg_losses.training.decode import DataError
 from fastseg_losses.training.index import IndexTable
+from fastseg_losses.training.orphans import end_if_orphaned
 from fastseg_losses.training.sampler import EpochSampler
 from fastseg_losses.training.samples import Draw, ParquetSegmentation, Sample, normalised
+from fastseg_losses.training.settings import MAX_PIXELS
 
 __all__ = [
     "DataError",
@@ -71,6 +73,7 @@ def open_index(
     keep_unannotated: bool = False,
     use_pseudo: bool = False,
     allow_outside: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Splits:
     """Opens a data set and divides its rows into training and validation.
 
@@ -87,6 +90,7 @@ def open_index(
         keep_unannotated: Whether unannotated rows are drawn in training, with `valid` false.
         use_pseudo: Whether those of them that have a pseudo-mask are. They never validate.
         allow_outside: Accept path cells that lead out of their index's folder.
+        max_pixels: The largest width times height of an image that is accepted.
 
     Raises:
         DataError: A ValueError; see `IndexTable`. Also: one side has no row at all.
@@ -97,10 +101,10 @@ def open_index(
             f"val_fraction: expected a number above 0 and below 1, got {val_fraction!r}"
         )
     check_int("seed", seed, minimum=0)
-    index = IndexTable(path, allow_outside=allow_outside)
+    index = IndexTable(path, allow_outside=allow_outside, max_pixels=max_pixels)
     val_index = index
     if val_path is not None:
-        val_index = IndexTable(val_path, allow_outside=allow_outside)
+        val_index = IndexTable(val_path, allow_outside=allow_outside, max_pixels=max_pixels)
     left_out: tuple[str, ...] = ()
     if val_path is not None:
         left_out = (
@@ -199,6 +203,7 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         multiprocessing_context=start_method if num_workers > 0 else None,
+        worker_init_fn=None if start_method == "forkserver" else end_if_orphaned,
     )
 
 

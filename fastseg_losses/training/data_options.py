@@ -6,7 +6,12 @@ import dataclasses
 
 from fastseg_losses.training.labels import MODES
 from fastseg_losses.training.options import option
-from fastseg_losses.training.settings import AUGMENT_STRENGTHS, AUGMENTATIONS, SYNTHETIC_CLASSES
+from fastseg_losses.training.settings import (
+    AUGMENT_STRENGTHS,
+    AUGMENTATIONS,
+    MAX_PIXELS,
+    SYNTHETIC_CLASSES,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,13 @@ class DataOptions:
         False,
         "let paths in the index point outside the index's own folder",
         parse=bool,
+    )
+    max_pixels: int = option(
+        "data",
+        MAX_PIXELS,
+        "refuse images of more pixels (width times height), which the file's header says before "
+        "anything is decoded",
+        parse=int,
     )
     mode: str = option(
         "data",

@@ -16,7 +16,7 @@ from fastseg_losses.training.endings import RunEnded
 from fastseg_losses.training.exit_codes import EXIT_COLLAPSED, EXIT_INTERRUPTED
 from fastseg_losses.training.html_page import RunRecord, State, page
 from fastseg_losses.training.model import describe
-from fastseg_losses.training.run_folder import write_atomically
+from fastseg_losses.training.run_folder import WriteError, write_atomically
 from fastseg_losses.training.surroundings import command, device_name, peak_memory, versions
 from fastseg_losses.training.trainer import LOGGER, Trainer
 
@@ -85,11 +85,12 @@ class HtmlReport:
             score=trainer.outputs.score,
             facts=self._facts,
         )
-        content = page(record).encode("utf-8")
+        # A path on the command line need not be UTF-8.
+        content = page(record).encode("utf-8", errors="backslashreplace")
         try:
             write_atomically(folder / NAME, lambda file: file.write(content))
         except OSError as error:
-            LOGGER.warning("%s could not be written: %s", folder / NAME, error)
+            LOGGER.warning("the page of the run is not up to date: %s", error)
 
     def _finished(self) -> State:
         trainer = self._trainer
@@ -132,5 +133,5 @@ def _ended_by(error: BaseException) -> State:
     # From a loader's worker it comes as a traceback, whose last line is the message.
     lines = str(error).strip().splitlines() or [""]
     message = re.sub(r"^[\w.]+: ", "", lines[-1]) if len(lines) > 1 else lines[-1]
-    kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, (DataError, WriteError)) else f"{type(error).__name__}: "
     return State("failed", "Failed", f"{kind}{message}")

@@ -1,7 +1,9 @@
 """The parquet index of a data set: checked once when opened, then read by row group."""
 
+import contextlib
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastseg_losses.training.decode import MAX_PIXELS, DataError
+from fastseg_losses.training.bounded_reading import TooLarge, column_sizes, read_columns
+from fastseg_losses.training.checks import shown
+from fastseg_losses.training.decode import DataError
+from fastseg_losses.training.index_paths import read_named
+from fastseg_losses.training.index_schema import check_schema
 from fastseg_losses.training.pseudo_columns import CONFIDENCE, pseudo_masks, small_columns
+from fastseg_losses.training.settings import MAX_PIXELS
 
 # Encoded row groups kept in memory, for each process that reads (a loader's workers each have it).
 GROUP_CACHE_BYTES = 256 * 2**20
@@ -20,10 +27,10 @@ GROUP_CACHE_BYTES = 256 * 2**20
 # says nothing; so such a file is refused with the remedy.
 MAX_GROUP_BYTES = 2**30
 
-# No encoded picture of up to MAX_PIXELS is larger in practice; bounds what a path cell can load.
-MAX_ENCODED_BYTES = 512 * 2**20
-
-REQUIRED = ("image", "mask", "has_segmentation")
+# Flags, ids, splits and sources of masks are kept as Python objects: of this many rows at most, and
+# with texts that take this much together.
+MAX_ROWS = 2**25
+MAX_SMALL_BYTES = 2**30
 
 
 class IndexTable:
@@ -57,12 +64,17 @@ class IndexTable:
             max_group_bytes: The largest row group (uncompressed, image and mask) that is accepted.
 
         Raises:
-            DataError: A ValueError; no such file, no parquet file, no rows, a required column is
-                missing or has the wrong type, a null in `has_segmentation`, a huge row group.
+            DataError: A ValueError; no such file, no parquet file or a damaged one, no rows or far
+                too many, a required column is missing or has the wrong type, a null in
+                `has_segmentation`, a huge row group.
         """
         self.path = Path(path)
         self.allow_outside = allow_outside
         self.max_pixels = max_pixels
+        self.max_group_bytes = max_group_bytes
+        self.group_image_bytes: list[int] = []
+        self.group_confidence_bytes: list[int] = []
+        self._largest: dict[str, int] = {}  # of a column in a row group, in bytes
         self._pid = -1
         self._file: pq.ParquetFile | None = None
         self._cache: OrderedDict[tuple[int, str], pa.ChunkedArray] = OrderedDict()
@@ -78,14 +90,21 @@ class IndexTable:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
 
         file = self._open()
-        sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+        groups, metadata = range(file.metadata.num_row_groups), file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in groups]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         if self._starts[-1] == 0:
             raise DataError(f"{self.path}: the index has no rows")
-        self._check_schema(file.schema_arrow)
-        self.group_confidence_bytes: list[int] = []
-        self.group_image_bytes = self._check_group_sizes(file, max_group_bytes)
-        self._read_small_columns(file)
+        if not (min(sizes) >= 0 and self._starts[-1] <= MAX_ROWS):
+            raise DataError(
+                f"{self.path}: expected at most {MAX_ROWS} rows, got {self._starts[-1]} in "
+                f"{len(sizes)} row groups"
+            )
+        with self._damage_named():
+            check_schema(self.path, file.schema_arrow)
+            self._has_confidence = CONFIDENCE in file.schema_arrow.names
+            self._check_group_sizes(file)
+            self._read_small_columns(file)
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -97,7 +116,7 @@ class IndexTable:
 
     def where(self, row: int, column: str) -> str:
         """Names a cell for a message: file, row (from 0), image_id if there is one, and column."""
-        name = "" if self.image_ids is None else f" (image_id {self.image_ids[row]!r})"
+        name = "" if self.image_ids is None else f" (image_id {shown(self.image_ids[row])})"
         return f"{self.path}: row {row}{name}, column {column!r}"
 
     def group_of(self, row: int) -> int:
@@ -153,7 +172,7 @@ class IndexTable:
         cell = self._cell(row, column)
         if not isinstance(cell, (bytes, str)):
             raise DataError(
-                f"{where}: expected a PNG since mask_source names a pseudo-mask, got {cell!r}"
+                f"{where}: expected a PNG since mask_source names a pseudo-mask, got {shown(cell)}"
             )
         return cell
 
@@ -166,25 +185,7 @@ class IndexTable:
         if isinstance(cell, bytes):
             return cell
         where = self.where(row, column)
-        try:
-            target = (self.folder / cell).resolve()
-            if not self.allow_outside and not target.is_relative_to(self.folder):
-                raise DataError(
-                    f"{where}: the path {cell!r} leads out of the index's folder, which only "
-                    "--allow-outside (allow_outside=True) accepts"
-                )
-            if not target.is_file():
-                raise DataError(f"{where}: no such file: {cell!r} (looked for {target})")
-            if target.stat().st_size > MAX_ENCODED_BYTES:
-                raise DataError(
-                    f"{where}: {cell!r} has {target.stat().st_size} bytes, more than the "
-                    f"{MAX_ENCODED_BYTES} that are accepted"
-                )
-            return target.read_bytes()
-        except DataError:
-            raise
-        except (OSError, ValueError) as error:  # ValueError: a null character in the path
-            raise DataError(f"{where}: cannot read {cell!r} ({error})") from error
+        return read_named(cell, self.folder, where, allow_outside=self.allow_outside)
 
     def _cell(self, row: int, column: str) -> bytes | str | None:
         group = self.group_of(row)
@@ -212,20 +213,41 @@ class IndexTable:
 
     def _read_group(self, group: int, column: str) -> pa.ChunkedArray:
         assert self._file is not None
+        first, after = int(self._starts[group]), int(self._starts[group + 1])
+        with self._damage_named(
+            f": row group {group} (rows {first} to {after - 1}), column {column!r}"
+        ):
+            try:
+                values = read_columns(
+                    self._file,
+                    [column],
+                    largest=self._largest[column],
+                    limit=self.max_group_bytes,
+                    group=group,
+                )[column]
+            except TooLarge as error:
+                raise self._too_large(group, f"grows when it is read, column {column!r}") from error
+            if len(values) != after - first:
+                raise ValueError(f"{len(values)} values for {after - first} rows")
+            return values
+
+    @contextlib.contextmanager
+    def _damage_named(self, where: str = "") -> Iterator[None]:
+        """What pyarrow raises on a damaged file, as one type that names the file."""
         try:
-            # One thread: the loader's workers are the parallelism.
-            return self._file.read_row_group(group, columns=[column], use_threads=False)[column]
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{self.path}: row group {group} (rows {self._starts[group]} to "
-                f"{self._starts[group + 1] - 1}), column {column!r}: cannot be read ({error})"
-            ) from error
+            yield
+        except DataError:
+            raise
+        except Exception as error:  # KeyError, IndexError and UnicodeDecodeError were seen too
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise DataError(f"{self.path}{where}: cannot be read ({text})") from error
 
     def _open(self) -> pq.ParquetFile:
         try:
             file = pq.ParquetFile(self.path, memory_map=False, pre_buffer=False)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{self.path}: not a readable parquet file ({error})") from error
+        except Exception as error:  # as in _damage_named
+            text = " ".join(str(error).split())
+            raise DataError(f"{self.path}: not a readable parquet file ({text})") from error
         self._file, self._pid = file, os.getpid()
         return file
 
@@ -236,45 +258,22 @@ class IndexTable:
                 f"{self.path}: the file changed while in use: {len(self)} rows before, {rows} now"
             )
 
-    def _check_schema(self, schema: pa.Schema) -> None:
-        for column in REQUIRED:
-            count = schema.names.count(column)
-            if count != 1:
-                found = "is missing" if count == 0 else f"is there {count} times"
-                raise DataError(
-                    f"{self.path}: column {column!r} {found}; expected once each: "
-                    f"{', '.join(REQUIRED)}; found: {', '.join(schema.names)}"
-                )
-        pictures = "binary (an encoded PNG or JPEG) or string (a path)"
-        self._check_type(schema, "image", pictures, _is_binary, _is_string)
-        # All-null columns have the type null: a set with no annotation at all looks like that.
-        self._check_type(schema, "mask", pictures, _is_binary, _is_string, pa.types.is_null)
-        self._check_type(schema, "has_segmentation", "bool", pa.types.is_boolean)
-        self._has_confidence = CONFIDENCE in schema.names
-        if "split" in schema.names:
-            self._check_type(schema, "split", "string ('train' or 'val')", _is_string)
+    def _check_group_sizes(self, file: pq.ParquetFile) -> None:
+        for group in range(file.metadata.num_row_groups):
+            size = column_sizes(file, group)
+            if size["image"] + size["mask"] > self.max_group_bytes:
+                raise self._too_large(group, f"holds {size['image'] + size['mask']} bytes")
+            self.group_image_bytes.append(size["image"])
+            self.group_confidence_bytes.append(size.get(CONFIDENCE, 0))
+            for column, taken in size.items():
+                self._largest[column] = max(taken, self._largest.get(column, 0))
 
-    def _check_type(self, schema: pa.Schema, column: str, expected: str, *kinds: Any) -> None:
-        found = schema.field(column).type
-        plain = found.value_type if pa.types.is_dictionary(found) else found
-        if not any(kind(plain) for kind in kinds):
-            raise DataError(f"{self.path}: column {column!r}: expected {expected}, got {found}")
-
-    def _check_group_sizes(self, file: pq.ParquetFile, limit: int) -> list[int]:
-        image_bytes = []
-        for g in range(file.metadata.num_row_groups):
-            group = file.metadata.row_group(g)
-            chunks = [group.column(c) for c in range(group.num_columns)]
-            size = {c.path_in_schema: c.total_uncompressed_size for c in chunks}
-            if size["image"] + size["mask"] > limit:
-                raise DataError(
-                    f"{self.path}: row group {g} holds {size['image'] + size['mask']} bytes, more "
-                    f"than the {limit} that are read at once; rewrite the file with smaller row "
-                    "groups, e.g. pyarrow.parquet.write_table(table, path, row_group_size=64)"
-                )
-            image_bytes.append(int(size["image"]))
-            self.group_confidence_bytes.append(int(size.get(CONFIDENCE, 0)))
-        return image_bytes
+    def _too_large(self, group: int, what: str) -> DataError:
+        return DataError(
+            f"{self.path}: row group {group} {what}, more than the {self.max_group_bytes} bytes "
+            "that are read at once; rewrite the file with smaller row groups, e.g. "
+            "pyarrow.parquet.write_table(table, path, row_group_size=64)"
+        )
 
     def _read_small_columns(self, file: pq.ParquetFile) -> None:
         small = [
@@ -282,9 +281,17 @@ class IndexTable:
         ]
         small += small_columns(file.schema_arrow)
         try:
-            table = file.read(columns=small, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{self.path}: columns {small}: cannot be read ({error})") from error
+            table = read_columns(
+                file,
+                small,
+                largest=sum(self._largest[column] for column in small),
+                limit=MAX_SMALL_BYTES,
+                group=None,
+            )
+        except TooLarge as error:
+            raise DataError(
+                f"{self.path}: columns {small}: {error}; they should hold short texts"
+            ) from error
         self.image_ids: list[Any] | None = None
         if "image_id" in small:
             self.image_ids = table["image_id"].to_pylist()
@@ -302,17 +309,5 @@ class IndexTable:
             for row, name in enumerate(self.split):
                 if name not in ("train", "val"):
                     raise DataError(
-                        f"{self.where(row, 'split')}: expected 'train' or 'val', got {name!r}"
+                        f"{self.where(row, 'split')}: expected 'train' or 'val', got {shown(name)}"
                     )
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-    )
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )

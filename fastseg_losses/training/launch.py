@@ -24,6 +24,7 @@ from fastseg_losses.training.distributed import World, find_world
 from fastseg_losses.training.endings import RunEnded
 from fastseg_losses.training.exit_codes import (
     EXIT_BAD_INPUT,
+    EXIT_CANNOT_WRITE,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_REFUSED,
@@ -35,7 +36,12 @@ from fastseg_losses.training.monitor import CollapseMonitor
 from fastseg_losses.training.open_data import Refused, open_data
 from fastseg_losses.training.random_state import seed_everything
 from fastseg_losses.training.resume import restore
-from fastseg_losses.training.run_folder import check_free, make_run_folder
+from fastseg_losses.training.run_folder import (
+    WriteError,
+    check_free,
+    make_run_folder,
+    remove_leftovers,
+)
 from fastseg_losses.training.run_log import RunLog, log_end, run_log
 from fastseg_losses.training.surroundings import command
 from fastseg_losses.training.synthetic import FILE_NAME, write_synthetic_set
@@ -79,6 +85,8 @@ def _run(config: TrainConfig, log: RunLog, world: World) -> int:
         return EXIT_OK
     except Refused as refusal:
         return _fail(EXIT_REFUSED, str(refusal))
+    except WriteError as error:
+        return _fail(EXIT_CANNOT_WRITE, str(error))
     except (ValueError, TypeError, OSError) as error:
         return _fail(EXIT_BAD_INPUT, as_typed(str(error)))
     except KeyboardInterrupt:
@@ -91,6 +99,8 @@ def _run(config: TrainConfig, log: RunLog, world: World) -> int:
         # torchrun ends the others when the first one goes: not before all is written.
         world.gather(None)
         return _fail(end.code, str(end))
+    except WriteError as error:
+        return _fail(EXIT_CANNOT_WRITE, f"{error}; {trainer.outputs.what_is_saved()}")
     except DataError as error:
         # From a worker it comes as a traceback; what its last exception said is the message.
         name = f"{DataError.__module__}.{DataError.__qualname__}: "
@@ -200,17 +210,19 @@ def _make_monitor(config: TrainConfig, splits: Splits, census: Census | ClassCen
 
 def _open_folder(config: TrainConfig, log: RunLog, world: World) -> Path:
     """The run's folder, made by the main process; what that raises, all raise."""
-    folder: Path | ValueError | None = None
+    folder: Path | ValueError | WriteError | None = None
     if world.is_main:
         try:
             folder = Path(config.resume or make_run_folder(config.output_dir))
-            log.write_to(folder)
+            log.write_to(folder, resumed=config.resume is not None)
             if config.resume is None:
                 config.save(folder / "config.json")
-        except ValueError as error:
+            else:
+                remove_leftovers(folder)
+        except (ValueError, WriteError) as error:
             folder = error
     folder = world.from_main(folder)
-    if isinstance(folder, ValueError):
+    if isinstance(folder, (ValueError, WriteError)):
         raise folder
     assert folder is not None
     return folder

@@ -30,6 +30,7 @@ def open_data(
         keep_unannotated=config.keep_unannotated,
         use_pseudo=config.pseudo_weight is not None,
         allow_outside=config.allow_outside,
+        max_pixels=config.max_pixels,
     )
     for text in splits.left_out:
         LOGGER.warning("%s", text)

@@ -14,6 +14,7 @@ from fastseg_losses.training.checkpoint import save_checkpoint
 from fastseg_losses.training.clock import Sparing
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.net import Net
+from fastseg_losses.training.run_folder import writing
 from fastseg_losses.training.samples import normalised
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Outputs:
             # Imported only if asked for: it takes seconds.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            with writing(folder / "tensorboard"):
+                self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def add_epoch(self, row: dict[str, float]) -> bool:
         """Take in a complete epoch's metrics; whether it is the best so far."""
@@ -81,10 +83,11 @@ class Outputs:
             save_checkpoint(self.folder / "best.pt", state)
         self.save_last(state)
         if self._board is not None:
-            for name, value in row.items():
-                if name != "epoch" and not math.isnan(value):
-                    self._board.add_scalar(name, value, int(row["epoch"]))
-            self._board.flush()
+            with writing(self.folder / "tensorboard"):
+                for name, value in row.items():
+                    if name != "epoch" and not math.isnan(value):
+                        self._board.add_scalar(name, value, int(row["epoch"]))
+                self._board.flush()
 
     def save_last(self, state: dict[str, Any]) -> None:
         """Write last.pt, also in the middle of an epoch."""

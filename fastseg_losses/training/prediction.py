@@ -50,7 +50,7 @@ class TrainedModel:
                 image = Path(image).read_bytes()
             except OSError as error:
                 raise DataError(f"{where}: cannot be read ({error.strerror})") from error
-        picture = open_picture(image, where)
+        picture = open_picture(image, where, max_pixels=self.config.max_pixels)
         return self.prepare_pixels(image_pixels(picture, where, bits=self.image_bits))
 
     @property
@@ -79,7 +79,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
             not make the net that was saved.
     """
     where = torch.device(device)
-    state = load_checkpoint(Path(path))
+    state = load_checkpoint(Path(path), ("model", "config"))
     config, weights = TrainConfig.from_dict(state["config"]), result_weights(state)
     net = build_model(config.model, config.channels)
     try:

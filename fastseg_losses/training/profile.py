@@ -11,6 +11,8 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from fastseg_losses.training.run_folder import writing
+
 LOGGER = logging.getLogger("fastseg_losses.training")
 
 # Steps that are let pass (compilation, allocation, cuDNN's choices), warmed up with the profiler
@@ -64,12 +66,13 @@ class StepProfiler:
             )
 
     def _write(self, recorded: Any) -> None:
-        self._folder.mkdir(exist_ok=True)
-        recorded.export_chrome_trace(str(self._folder / "trace.json"))
         key = "self_device_time_total" if self._on_cuda else "self_cpu_time_total"
         parts = recorded.key_averages()
         table = parts.table(sort_by=key, row_limit=60)
-        (self._folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+        with writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            recorded.export_chrome_trace(str(self._folder / "trace.json"))
+            (self._folder / "table.txt").write_text(table + "\n", encoding="utf-8")
         LOGGER.info("profile of %d steps: %s", RECORDED, self._folder)
         if self._on_cuda:
             whole, ours = kernel_times(parts)

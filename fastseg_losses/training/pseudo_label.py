@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastseg_losses.training.command_line import Parser, as_typed
-from fastseg_losses.training.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK
+from fastseg_losses.training.exit_codes import (
+    EXIT_BAD_INPUT,
+    EXIT_CANNOT_WRITE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+)
 from fastseg_losses.training.extras import missing_extras
+from fastseg_losses.training.settings import MAX_PIXELS
 
 if TYPE_CHECKING:
     from fastseg_losses.training.predictor import Predictor
@@ -32,6 +38,7 @@ columns mask_source, mask_confidence and confidence say where it comes from and 
 has_segmentation stays false: train.py uses such rows only with --pseudo-weight.
 
 exit codes: {EXIT_OK} written; {EXIT_BAD_INPUT} wrong option, or an input that cannot be read;
+{EXIT_CANNOT_WRITE} the output cannot be written (nothing is left of it);
 {EXIT_INTERRUPTED} Ctrl-C (nothing is written).
 """
 
@@ -96,6 +103,13 @@ def build_parser() -> Parser:
         action="store_true",
         help="let paths in the index point outside the index's own folder",
     )
+    add(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="leave out images of more pixels (width times height) (default: %(default)s)",
+    )
     return parser
 
 
@@ -114,15 +128,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from fastseg_losses.training.index import IndexTable
     from fastseg_losses.training.pseudo_writer import PseudoWriter
+    from fastseg_losses.training.run_folder import WriteError
 
     try:
-        index = IndexTable(options.data, allow_outside=options.allow_outside)
+        index = IndexTable(
+            options.data, allow_outside=options.allow_outside, max_pixels=options.max_pixels
+        )
         writer = PseudoWriter(index, Path(options.out))  # before the net is loaded
         summary = writer.write(_make_predictor(options))
     except (ValueError, TypeError, OSError) as error:
         text = " ".join(as_typed(str(error), fields).split())
         print(f"{parser.prog}: error: {text}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return EXIT_CANNOT_WRITE if isinstance(error, WriteError) else EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; nothing is written", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -146,6 +163,8 @@ def _check(options: argparse.Namespace) -> None:
         ("max_area", 0, 1, "a number from 0 to 1"),
         ("image_bits", 8, 16, "a whole number from 8 to 16"),
     )
+    if options.max_pixels < 1:
+        raise ValueError(f"max_pixels: expected at least 1, got {options.max_pixels}")
     for name, least, most, expected in ranges:
         value = getattr(options, name)
         if value is not None and not sam2:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from fastseg_losses.training.checks import shown
 from fastseg_losses.training.decode import DataError, image_pixels, open_picture
 from fastseg_losses.training.index import IndexTable
 from fastseg_losses.training.predictor import Prediction, Predictor
@@ -28,7 +29,7 @@ from fastseg_losses.training.pseudo_columns import (
 )
 from fastseg_losses.training.pseudo_schema import BOX, output_schema, plain, takes_paths
 from fastseg_losses.training.pseudo_summary import Summary
-from fastseg_losses.training.run_folder import write_atomically
+from fastseg_losses.training.run_folder import write_atomically, writing
 
 
 @dataclass
@@ -103,6 +104,7 @@ class PseudoWriter:
 
         Raises:
             ValueError: The output has come into being meanwhile, or the input cannot be read.
+            WriteError: It cannot be written; nothing is left of it.
         """
         summary = Summary(
             out=str(self.out),
@@ -112,7 +114,8 @@ class PseudoWriter:
             validation=int((~self.index.has_segmentation & ~self._to_fill).sum()),
         )
         if self._masks is not None:
-            self._masks.mkdir()
+            with writing(self._masks):
+                self._masks.mkdir()
         try:
             write_atomically(self.out, lambda file: self._copy(file, predictor, summary))
         except BaseException:
@@ -173,7 +176,8 @@ class PseudoWriter:
         cell: bytes | str = mask
         if self._masks is not None:
             path = self._masks / f"{row:08d}.png"
-            path.write_bytes(mask)
+            with writing(path):
+                path.write_bytes(mask)
             cell = f"{self._masks.name}/{path.name}"
         return cell, predictor.source, mean, _png(confidence_bytes(prediction.confidence))
 
@@ -225,7 +229,7 @@ def _boxes(cell: Any, where: str) -> npt.NDArray[np.float32]:
     ):
         raise DataError(
             f"{where}: expected [left, top, right, bottom] in pixels, or a list of such boxes, "
-            f"got {cell!r}"
+            f"got {shown(cell)}"
         )
     return boxes
 

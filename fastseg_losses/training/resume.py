@@ -28,6 +28,12 @@ ORDER_DEPENDS_ON = (
 # What is not a setting of the training: where it is, and what this call was asked to do.
 _NO_SETTINGS = ("output_dir", "resume", "dry_run")
 
+# What a trainer goes on from.
+NEEDED = (
+    *("config", "model", "average", "epoch", "step", "draws", "epoch_is_drawn"),
+    *("updates", "outputs", "findings", "ranks"),
+)
+
 LOGGER = logging.getLogger("fastseg_losses.training")
 
 
@@ -68,7 +74,7 @@ def restore(trainer: Trainer, path: Path) -> list[str]:
     Raises:
         ValueError: the file is no checkpoint of the trainer, or of another net.
     """
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, NEEDED)
     average = trainer.net.average
     try:
         trainer.model.load_state_dict(state["model"])

@@ -6,14 +6,64 @@ import contextlib
 import logging
 import logging.handlers
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tqdm import tqdm
 
 from fastseg_losses.training.census import RowCensus
 from fastseg_losses.training.outputs import rank
 from fastseg_losses.training.progress import ConsoleHandler
-from fastseg_losses.training.run_folder import discard, is_unfinished
+from fastseg_losses.training.run_folder import CLAIM, discard, is_unfinished, writing
 from fastseg_losses.training.trainer import LOGGER, Trainer
+
+
+class LogFile(logging.FileHandler):
+    """A log file, locked by this process; a full disk costs lines of it, and no training.
+
+    Args:
+        path: the file; what it holds stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # A path on the command line need not be UTF-8.
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._is_said = False
+
+    def lock_file(self) -> bool:
+        """Keep other processes from getting the lock; whether none of them has it.
+
+        It ends with the process, however that ends. A record lock, which unlike `flock` is not
+        inherited by the loader's workers: those outlive a killed trainer by seconds.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows has none
+            return True
+        assert self.stream is not None
+        try:
+            fcntl.lockf(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:  # a file system without locks
+            return True
+        return True
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say once that lines are missing."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_said:
+            self._is_said = True
+            tqdm.write(f"{self.baseFilename} cannot be written ({error.strerror})", file=sys.stderr)
+
+    def close(self) -> None:
+        """Close the file, even where its last lines cannot be written."""
+        with contextlib.suppress(OSError):  # said when the line came
+            super().close()
 
 
 class RunLog:
@@ -27,12 +77,30 @@ class RunLog:
         self.folder: Path | None = None
         self.buffer = logging.handlers.MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1)
 
-    def write_to(self, folder: Path) -> None:
-        """Write everything so far, and each line from here on, into the run's folder."""
+    def write_to(self, folder: Path, *, resumed: bool = False) -> None:
+        """Write everything so far, and each line from here on, into the run's folder.
+
+        Args:
+            folder: the run's folder.
+            resumed: whether it was there before; if not, it is this run's, and may be removed.
+
+        Raises:
+            ValueError: another process trains in this folder.
+            WriteError: the file cannot be written.
+        """
+        if not resumed:
+            self.folder = folder
+        path = folder / CLAIM / "training.log"
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            file = LogFile(path)
+        if not file.lock_file():
+            file.close()
+            raise ValueError(
+                f"resume: expected a run that has ended, got {str(folder)!r}, in which another "
+                "process is training"
+            )
         self.folder = folder
-        (folder / "logs").mkdir(exist_ok=True)  # it is there when a run is resumed
-        file = logging.FileHandler(folder / "logs" / "training.log", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.buffer.setTarget(file)
         self.buffer.flush()
         self.buffer.flushLevel = logging.DEBUG

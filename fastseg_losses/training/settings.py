@@ -38,6 +38,10 @@ SYNTHETIC_DEFAULTS: dict[str, Any] = {
     "lr": 2e-3,
     "num_workers": 0,
 }
+# Pixels of the largest image that is read: 192 MiB as RGB, far above any training image and far
+# below what a crafted header of a few bytes (a "decompression bomb") can claim.
+MAX_PIXELS = 64 * 2**20
+
 # What the synthetic set's multiclass variant holds.
 SYNTHETIC_CLASSES = 5
 SYNTHETIC_IGNORED = 255
@@ -54,6 +58,7 @@ def check_settings(config: TrainConfig) -> None:
         ("batch_size", 1),
         ("image_size", 8),
         ("num_workers", 0),
+        ("max_pixels", 1),
         ("cache_mb", 0),
         ("seed", 0),
         ("check_every", 1),

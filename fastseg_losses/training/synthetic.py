@@ -2,7 +2,6 @@
 
 import io
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from fastseg_losses.training.checks import check_int
+from fastseg_losses.training.run_folder import write_atomically, writing
 from fastseg_losses.training.settings import SYNTHETIC_CLASSES, SYNTHETIC_IGNORED
 from fastseg_losses.training.shapes import Bools, bar, blob, curve, picture, ring
 
@@ -105,18 +105,15 @@ def write_synthetic_set(
             ("split", pa.string()),
         ]
     )
-    Path(folder).mkdir(parents=True, exist_ok=True)
     target = Path(folder) / FILE_NAME
-    handle, unfinished = tempfile.mkstemp(dir=folder, prefix=FILE_NAME, suffix=".part")
-    os.close(handle)
-    try:
+    table = pa.table(columns, schema=schema)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        target,
         # Uncompressed: PNGs do not get smaller.
-        table = pa.table(columns, schema=schema)
-        pq.write_table(table, unfinished, row_group_size=32, compression="none")
-        Path(unfinished).replace(target)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
+        lambda file: pq.write_table(table, file, row_group_size=32, compression="none"),
+    )
     return target
 
 

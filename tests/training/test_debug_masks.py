@@ -77,6 +77,8 @@ def test_options(main: Main, tmp_path: Path, capsys: Capture) -> None:
     assert main([str(path), "--allow-outside"]) == 2
     assert "cannot decode the picture" in capsys.readouterr().out
     assert main([str(path), "--allow-outside", "--headers-only"]) == 0
+    assert main([str(path), "--allow-outside", "--headers-only", "--max-pixels", "9"]) == 2
+    assert "(--max-pixels)" in capsys.readouterr().out
 
 
 def test_help_is_quick_and_errors_are_exit_codes(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from fastseg_losses.training.findings import Cause, Finding
 from fastseg_losses.training.html_page import State
 from fastseg_losses.training.html_report import HtmlReport
 from fastseg_losses.training.monitor import CollapseMonitor
+from fastseg_losses.training.run_folder import WriteError
 from fastseg_losses.training.trainer import Trainer
 
 
@@ -223,13 +224,13 @@ def test_a_full_disk_ends_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(path: Path, write: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise WriteError(path, OSError(28, "No space left on device"))
 
     monkeypatch.setattr(html_report, "write_atomically", full)
     report = make_report(tmp_path / "run")
     with caplog.at_level(logging.WARNING), report.until_the_end():
         report.after_epoch()
-    assert caplog.text.count("report.html could not be written: [Errno 28]") == 2
+    assert caplog.text.count("report.html: cannot be written (No space left on device)") == 2
 
 
 def test_an_early_stop_is_no_failure(tmp_path: Path, states: list[State]) -> None:

@@ -1,3 +1,4 @@
+import os
 import pickle
 import re
 from pathlib import Path
@@ -188,18 +189,58 @@ def test_path_out_of_the_folder(tmp_path: Path, kind: str) -> None:
     if kind == "link":
         (path.parent / "l.png").symlink_to(tmp_path / "secret.png")
     index = IndexTable(path)
-    message = f"row 0, column 'image': .*{re.escape(cell[kind])}.* leads out of"
+    message = (
+        f"row 0, column 'image': the path .*{re.escape(cell[kind])}.* leads out of the index's "
+        f"folder '{tmp_path}/set'; --allow-outside "
+    )
     with pytest.raises(DataError, match=message):
         index.encoded(index.image_cell(0), 0, "image")
     index = IndexTable(path, allow_outside=True)
     assert index.encoded(index.image_cell(0), 0, "image") == image(0)
 
 
-@pytest.mark.parametrize("cell", ["gone.png", "", ".", "a\0b.png", "x" * 5000])
-def test_path_without_a_readable_file(tmp_path: Path, cell: str) -> None:
+def test_a_folder_that_is_a_link_leads_out_too(tmp_path: Path) -> None:
+    path = outside(tmp_path, "pictures/secret.png")
+    (path.parent / "pictures").symlink_to(tmp_path)
+    index = IndexTable(path)
+    with pytest.raises(DataError, match="leads out of the index's folder"):
+        index.encoded(index.image_cell(0), 0, "image")
+
+
+def test_an_absolute_path_into_the_folder_is_inside(tmp_path: Path) -> None:
+    # As scripts write them; also where the index is opened through a link to its folder.
+    path = tmp_path / "set" / "index.parquet"
+    write_simple(path, 1, image=[str(tmp_path / "set" / "a.png")])
+    (tmp_path / "set" / "a.png").write_bytes(image(0))
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    for opened in (path, tmp_path / "link" / "index.parquet"):
+        index = IndexTable(opened)
+        assert index.encoded(index.image_cell(0), 0, "image") == image(0)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ("gone.png", "no such file"),
+        ("", "expected a file, got the folder"),
+        (".", "expected a file, got the folder"),
+        ("folder.png", "expected a file, got the folder"),
+        ("a\0b.png", "cannot read"),
+        ("x" * 5000, "cannot read 'x+'... .5000 letters"),
+        ("circle.png", "cannot read|no such file"),
+        ("pipe.png", "no such file"),
+    ],
+)
+def test_path_without_a_readable_file(tmp_path: Path, cell: str, reason: str) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    os.mkfifo(tmp_path / "pipe.png")
     index = IndexTable(write_simple(tmp_path / "set.parquet", 1, mask=[cell]))
-    with pytest.raises(DataError, match=r"set\.parquet: row 0, column 'mask': "):
+    with pytest.raises(
+        DataError, match=rf"set\.parquet: row 0, column 'mask': ({reason})"
+    ) as caught:
         index.encoded(index.mask_cell(0), 0, "mask")
+    assert len(str(caught.value)) < 500
 
 
 def test_path_that_leaves_and_comes_back_is_inside(tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ def test_without_the_confidence_column_the_error_says_so(
             "--data d --out o --predictor sam2 --model-path m --points-per-side 0",
             "--points-per-side: expected a whole number from 1 to 256, got 0",
         ),
+        ("--data d --out o --checkpoint c --max-pixels 0", "--max-pixels: expected at least 1"),
         ("--data d --out o --checkpoints c", "did you mean --checkpoint?"),
     ],
 )

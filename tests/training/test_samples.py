@@ -1,5 +1,6 @@
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -85,20 +86,21 @@ def test_mask_column_is_not_even_read_for_unannotated_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
-    original = pq.ParquetFile.read_row_group
+    original = pq.ParquetFile.iter_batches
 
-    def spy(self: pq.ParquetFile, group: int, **options: object) -> object:
-        read.append((group, options["columns"]))
-        return original(self, group, **options)
+    def spy(self: pq.ParquetFile, step: int, **options: Any) -> object:
+        if "has_segmentation" not in options["columns"]:  # those are read when it is opened
+            read.append((options["row_groups"], options["columns"]))
+        return original(self, step, **options)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
     path = write_simple(
         tmp_path / "s.parquet", 4, has_segmentation=[False, False, True, True], row_group_size=2
     )
     data = dataset(path)
     for position in (0, 1, 2):
         data[position]
-    assert read == [(0, ["image"]), (1, ["image"]), (1, ["mask"])]
+    assert read == [([0], ["image"]), ([1], ["image"]), ([1], ["mask"])]
 
 
 @pytest.mark.parametrize("labels", [None, Labels(3, 255), Labels(3, 1), Labels(300, 65535)])
