@@ -21,10 +21,9 @@ from fastseg_losses.kernels.cell_classes import any_of, class_outputs, fetch_cla
 from fastseg_losses.kernels.interpolation import (
     corner_pointers,
     from_left,
+    locate,
     output_offsets,
-    places,
     shares_of,
-    slopes_between,
 )
 from fastseg_losses.kernels.multiclass_slopes import load_region
 from fastseg_losses.kernels.pixels import pixel_base
@@ -148,7 +147,6 @@ def _cell_class_gradient_kernel(
     at = block * (BLOCK_W - OVERLAP) - OVERLAP + lane
     there = at < w
     j = tl.where(at < 0, w - 1, at)
-    last_x = j == w - 1
     before = tl.where(lane == 0, (w - 1 if RING else 0), lane - 1)
     own = there & (lane >= OVERLAP)
     columns_ptr = dlogits_ptr + j * tl.cast(dlogits_stride_x, tl.int64)
@@ -177,15 +175,10 @@ def _cell_class_gradient_kernel(
             row = done // PIECES - 1
             piece = done % PIECES
             i = tl.where(row < 0, h - 1, row)  # of the row above only the lower shares are needed
-            positions_x, weights_x = places(
-                positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y,
-                j, piece % PIECES_X, w, W, MOST_X, START_X, EACH_X,
+            positions_y, positions_x, across, down = locate(
+                positions_ptr, weights_ptr, i, j, piece // PIECES_X, piece % PIECES_X, h, w, H, W,
+                MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X,
             )  # fmt: skip
-            across = (slopes_between(weights_x, last_x), weights_x, last_x)
-            positions_y, weights_y = places(
-                positions_ptr, weights_ptr, i, piece // PIECES_X, h, H, MOST_Y, START_Y, EACH_Y
-            )
-            down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
             offsets = output_offsets(positions_y, positions_x, targets_stride_y, targets_stride_x)
             labels, lives = read_labels(
                 targets_ptr, valid_ptr, offsets, positions_y, positions_x, there,

@@ -7,6 +7,8 @@ from fastseg_losses.kernels import multiclass_rows
 from fastseg_losses.kernels.cell_classes import class_outputs, fetch_class
 from fastseg_losses.kernels.interpolation import (
     fetch_corners,
+    odd_corners,
+    odd_outputs,
     output_of,
     ready_corners,
     stacked,
@@ -234,3 +236,24 @@ def soft_labels(
         certains = certains + (certain,)
         stray = tl.maximum(stray, worst, propagate_nan=tl.PropagateNan.ALL)
     return labels, certains, stray
+
+
+@triton.jit
+def count_odd(
+    ptrs, stride_c, there, lives, across, down, targets_ptr, targets_stride_c, offsets,
+    C: tl.constexpr, IDS: tl.constexpr,
+    EACH_Y: tl.constexpr, EACH_X: tl.constexpr, SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
+):  # fmt: skip
+    """How many of a piece's logits are not finite, and how many soft targets not in [0, 1]."""
+    strange = tl.zeros((), tl.float32)
+    wrong = tl.zeros((), tl.float32)
+    for c in range(C):
+        odd = odd_corners(ptrs, c * stride_c, there)
+        odd = odd_outputs(odd, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)
+        for k in tl.static_range(EACH_Y * EACH_X):
+            strange += tl.sum(tl.where(lives[k], odd[k], 0.0))
+            if not IDS:
+                at = targets_ptr + c * targets_stride_c + offsets[k]
+                t = tl.load(at, mask=lives[k], other=0.5).to(tl.float32)
+                wrong += tl.sum(tl.where(tl.abs(t - 0.5) <= 0.501, 0.0, 1.0))
+    return strange, wrong

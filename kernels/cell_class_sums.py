@@ -9,15 +9,17 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import finalize, multiclass_rows
-from fastseg_losses.kernels.cell_class_points import add_classes, label_terms, soft_labels
+from fastseg_losses.kernels.cell_class_points import (
+    add_classes,
+    count_odd,
+    label_terms,
+    soft_labels,
+)
 from fastseg_losses.kernels.cell_classes import any_of, read_labels, survey
 from fastseg_losses.kernels.interpolation import (
     corner_pointers,
-    odd_corners,
-    odd_outputs,
+    locate,
     output_offsets,
-    places,
-    slopes_between,
 )
 from fastseg_losses.kernels.multiclass_teams import finish_class_program
 from fastseg_losses.kernels.pixels import pixel_base
@@ -161,7 +163,6 @@ def _cell_class_sums_kernel(
 
     j = s % blocks * BLOCK_W + lane
     there = j < w
-    last_x = j == w - 1
     sums = ()
     for _k in tl.static_range(NUM_POINT + EXTRAS):
         sums = sums + (zero,)
@@ -169,24 +170,12 @@ def _cell_class_sums_kernel(
     stray = zero
     bad = zero
     for piece_x in range(PIECES_X):
-        positions_x, weights_x = places(
-            positions_ptr + h * MOST_Y,
-            weights_ptr + h * MOST_Y,
-            j,
-            piece_x,
-            w,
-            W,
-            MOST_X,
-            START_X,
-            EACH_X,
-        )
-        across = (slopes_between(weights_x, last_x), weights_x, last_x)
         for step in range(s // blocks, steps, rows):
             i = step // PIECES_Y
-            positions_y, weights_y = places(
-                positions_ptr, weights_ptr, i, step % PIECES_Y, h, H, MOST_Y, START_Y, EACH_Y
-            )
-            down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
+            positions_y, positions_x, across, down = locate(
+                positions_ptr, weights_ptr, i, j, step % PIECES_Y, piece_x, h, w, H, W,
+                MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X,
+            )  # fmt: skip
             offsets = output_offsets(positions_y, positions_x, targets_stride_y, targets_stride_x)
             labels, lives = read_labels(
                 targets_ptr, valid_ptr, offsets, positions_y, positions_x, there,
@@ -276,24 +265,12 @@ def _cell_class_sums_kernel(
     # Only if something is wrong is each output looked at.
     if ((seen - seen) != 0.0) | (tl.max(stray) > 0.501):
         for piece_x in range(PIECES_X):
-            positions_x, weights_x = places(
-                positions_ptr + h * MOST_Y,
-                weights_ptr + h * MOST_Y,
-                j,
-                piece_x,
-                w,
-                W,
-                MOST_X,
-                START_X,
-                EACH_X,
-            )
-            across = (slopes_between(weights_x, last_x), weights_x, last_x)
             for step in range(s // blocks, steps, rows):
                 i = step // PIECES_Y
-                positions_y, weights_y = places(
-                    positions_ptr, weights_ptr, i, step % PIECES_Y, h, H, MOST_Y, START_Y, EACH_Y
-                )
-                down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
+                positions_y, positions_x, across, down = locate(
+                    positions_ptr, weights_ptr, i, j, step % PIECES_Y, piece_x, h, w, H, W,
+                    MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X,
+                )  # fmt: skip
                 offsets = output_offsets(
                     positions_y, positions_x, targets_stride_y, targets_stride_x
                 )
@@ -303,16 +280,13 @@ def _cell_class_sums_kernel(
                     HAS_IGNORE,
                 )  # fmt: skip
                 ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
-                for c in range(C):
-                    odd = odd_corners(ptrs, c * stride_c, there)
-                    odd = odd_outputs(odd, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)
-                    for k in tl.static_range(EACH):
-                        nonfinite += tl.sum(tl.where(lives[k], odd[k], 0.0))
-                        if not IDS:
-                            at = targets_ptr + c * targets_stride_c + offsets[k]
-                            t = tl.load(at, mask=lives[k], other=0.5).to(tl.float32)
-                            good = tl.abs(t - 0.5) <= 0.501
-                            bad_targets += tl.sum(tl.where(good, 0.0, 1.0))
+                strange, wrong = count_odd(
+                    ptrs, stride_c, there, lives, across, down,
+                    targets_ptr, targets_stride_c, offsets,
+                    C, IDS, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X,
+                )  # fmt: skip
+                nonfinite += strange
+                bad_targets += wrong
     record = tl.where(column == LARGEST, tl.max(largest_p), record)
     record = tl.where(column == NONFINITE, nonfinite, record)
     record = tl.where(column == BAD_TARGETS, bad_targets, record)

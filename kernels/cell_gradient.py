@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import finalize
-from fastseg_losses.kernels.cell_sums import fetch_piece, ready_targets
+from fastseg_losses.kernels.cell_pieces import fetch_piece, ready_targets
 from fastseg_losses.kernels.gradient import load_coefs, slope_of_terms
 from fastseg_losses.kernels.interpolation import (
     from_left,

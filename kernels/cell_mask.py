@@ -10,9 +10,8 @@ from fastseg_losses.kernels.cell_plan import CellLayout, cell_constants
 from fastseg_losses.kernels.cell_tiles import class_sums_tile
 from fastseg_losses.kernels.interpolation import (
     corner_pointers,
+    locate,
     output_offsets,
-    places,
-    slopes_between,
 )
 from fastseg_losses.kernels.launch import Device, Launch
 from fastseg_losses.kernels.pixels import pixel_base
@@ -71,20 +70,14 @@ def _cell_mask_kernel(
     stride_c = tl.cast(logits_stride_c, tl.int64)
     j = s % blocks * BLOCK_W + tl.arange(0, BLOCK_W)
     there = j < w
-    last_x = j == w - 1
     zero = tl.zeros([BLOCK_W], tl.float32)
     for piece_x in range(PIECES_X):
-        positions_x, weights_x = places(
-            positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y,
-            j, piece_x, w, W, MOST_X, START_X, EACH_X,
-        )  # fmt: skip
-        across = (slopes_between(weights_x, last_x), weights_x, last_x)
         for step in range(s // blocks, h * PIECES_Y, S // blocks):
             i = step // PIECES_Y
-            positions_y, weights_y = places(
-                positions_ptr, weights_ptr, i, step % PIECES_Y, h, H, MOST_Y, START_Y, EACH_Y
-            )
-            down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
+            positions_y, positions_x, across, down = locate(
+                positions_ptr, weights_ptr, i, j, step % PIECES_Y, piece_x, h, w, H, W,
+                MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X,
+            )  # fmt: skip
             ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
             if C == 1:
                 zs = class_outputs(

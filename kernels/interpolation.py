@@ -59,6 +59,25 @@ def slopes_between(weights, last):
 
 
 @triton.jit
+def locate(
+    positions_ptr, weights_ptr, i, j, piece_y, piece_x, h, w, H, W,
+    MOST_Y: tl.constexpr, MOST_X: tl.constexpr, START_Y: tl.constexpr, START_X: tl.constexpr,
+    EACH_Y: tl.constexpr, EACH_X: tl.constexpr,
+):  # fmt: skip
+    """Where a piece of cells (i, j) has its outputs, along y and x, and how they are mixed."""
+    positions_x, weights_x = places(
+        positions_ptr + h * MOST_Y, weights_ptr + h * MOST_Y,
+        j, piece_x, w, W, MOST_X, START_X, EACH_X,
+    )  # fmt: skip
+    positions_y, weights_y = places(
+        positions_ptr, weights_ptr, i, piece_y, h, H, MOST_Y, START_Y, EACH_Y
+    )
+    across = (slopes_between(weights_x, j == w - 1), weights_x, j == w - 1)
+    down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
+    return positions_y, positions_x, across, down
+
+
+@triton.jit
 def fetch_corners(ptrs, offset, there):
     """The cells' four logits as they are stored."""
     corners = ()
