@@ -33,7 +33,7 @@ def fetch_place(
     step, j, there, h, w, H, W,
     logits_stride_y, logits_stride_x, targets_stride_y, targets_stride_x,
     MOST_Y: tl.constexpr, MOST_X: tl.constexpr, START_Y: tl.constexpr, START_X: tl.constexpr,
-    EACH_Y: tl.constexpr, EACH_X: tl.constexpr, WHOLE: tl.constexpr,
+    EACH_Y: tl.constexpr, EACH_X: tl.constexpr, WHOLE: tl.constexpr, GRAB: tl.constexpr,
 ):  # fmt: skip
     """What fetch_piece gives of a step, and the places along x."""
     PIECES_Y: tl.constexpr = MOST_Y // EACH_Y
@@ -47,7 +47,7 @@ def fetch_place(
     corners, raw, positions_y, weights_y, last_y = fetch_piece(
         logits_ptr, targets_ptr, positions_ptr, weights_ptr, positions_x,
         step_y, j, there, h, w, H, logits_stride_y, logits_stride_x,
-        targets_stride_y, targets_stride_x, MOST_Y, START_Y, EACH_Y, WHOLE,
+        targets_stride_y, targets_stride_x, MOST_Y, START_Y, EACH_Y, WHOLE, GRAB,
     )  # fmt: skip
     return corners, raw, positions_y, weights_y, last_y, positions_x, weights_x
 
@@ -117,6 +117,7 @@ def _cell_gradient_kernel(
     VALID_KIND: tl.constexpr,
     HAS_IGNORE: tl.constexpr,
     TARGETS: tl.constexpr,
+    GRAB: tl.constexpr,
     WHOLE: tl.constexpr,  # every place of every cell has an output
     FULL: tl.constexpr,  # and every thread has a cell
     RING: tl.constexpr,  # a row is one block; else each block starts with the cell before it
@@ -185,7 +186,7 @@ def _cell_gradient_kernel(
             logits_ptr, targets_ptr, positions_ptr, weights_ptr, begin * PIECES,
             j, there, h, w, H, W, logits_stride_y, logits_stride_x,
             targets_stride_y, targets_stride_x,
-            MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X, WHOLE,
+            MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X, WHOLE, GRAB,
         )  # fmt: skip
         for step in range(begin * PIECES, end * PIECES):
             corners, raw, positions_y, weights_y, last_y, positions_x, weights_x = ahead
@@ -194,13 +195,13 @@ def _cell_gradient_kernel(
                 tl.minimum(step + 1, end * PIECES - 1),
                 j, there, h, w, H, W, logits_stride_y, logits_stride_x,
                 targets_stride_y, targets_stride_x,
-                MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X, WHOLE,
+                MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X, WHOLE, GRAB,
             )  # fmt: skip
             across = (slopes_between(weights_x, last_x), weights_x, last_x)
             down = (slopes_between(weights_y, last_y), weights_y, last_y)
             targets, lives = ready_targets(
                 raw, valid_ptr, positions_y, positions_x, there, valid_stride_y, valid_stride_x,
-                ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE,
+                ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE, GRAB, PTX,
             )  # fmt: skip
             corners = ready_corners(corners, 1.0, True)
             xs = outputs_of(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)

@@ -10,17 +10,26 @@ from fastseg_losses.kernels.interpolation import (
     places,
 )
 
+# of bytes 0x4B000000 and the targets' those that make a float: 2**23 + target
+PERMUTE = tl.constexpr(tuple(f"prmt.b32 $0, $1, 0x4B000000, 0x744{k};" for k in range(4)))
+
 
 @triton.jit
 def fetch_targets(
-    targets_ptr, positions_y, positions_x, there, stride_y, stride_x, WHOLE: tl.constexpr
-):
-    """A piece's targets as they are stored."""
+    targets_ptr, positions_y, positions_x, there, stride_y, stride_x,
+    WHOLE: tl.constexpr, GRAB: tl.constexpr,
+):  # fmt: skip
+    """A piece's targets as they are stored; GRAB bytes that lie together in one integer."""
     offsets = output_offsets(positions_y, positions_x, stride_y, stride_x)
     targets = ()
-    for k in tl.static_range(len(offsets)):
+    for k in tl.static_range(0, len(offsets), GRAB):
         inside = has_output(k, positions_y, positions_x, there, WHOLE)
-        targets = targets + (tl.load(targets_ptr + offsets[k], mask=inside, other=0),)
+        ptrs = targets_ptr + offsets[k]
+        if GRAB == 2:
+            ptrs = ptrs.to(tl.pointer_type(tl.uint16), bitcast=True)
+        if GRAB == 4:
+            ptrs = ptrs.to(tl.pointer_type(tl.uint32), bitcast=True)
+        targets = targets + (tl.load(ptrs, mask=inside, other=0),)
     return targets
 
 
@@ -47,14 +56,16 @@ def ready_targets(
     WHOLE: tl.constexpr,
     PIXEL_VALID: tl.constexpr,
     HAS_IGNORE: tl.constexpr,
+    GRAB: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     """A piece's targets as float32 (0 where they do not count), and where they count."""
     offsets = output_offsets(positions_y, positions_x, valid_stride_y, valid_stride_x)
     targets = ()
     lives = ()
-    for k in tl.static_range(len(raw)):
+    for k in tl.static_range(len(raw) * GRAB):
         live = has_output(k, positions_y, positions_x, there, WHOLE)
-        t = number_of(raw[k])
+        t = number_of(raw[k // GRAB], k % GRAB, GRAB, PTX)
         if PIXEL_VALID:
             live = live & (tl.load(valid_ptr + offsets[k], mask=live, other=0) != 0)
         if HAS_IGNORE:
@@ -67,12 +78,21 @@ def ready_targets(
 
 
 @triton.jit
-def number_of(value):
-    """As float32; a byte as the low end of a mantissa, because conversions are as slow as exp."""
-    if value.dtype == tl.uint8:
-        return (value.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
-    else:
+def number_of(value, byte: tl.constexpr, GRAB: tl.constexpr, PTX: tl.constexpr):
+    """A target as float32, of several bytes one.
+
+    As the low end of a mantissa: conversions are as slow as exponentials.
+    """
+    if value.dtype.is_floating() or value.dtype.primitive_bitwidth > 8 and GRAB == 1:
         return value.to(tl.float32)
+    elif PTX:
+        bits = tl.inline_asm_elementwise(
+            PERMUTE[byte], "=r,r", [value.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=1
+        )
+        return bits.to(tl.float32, bitcast=True) - 8388608.0
+    else:
+        bits = (value.to(tl.int32) >> (8 * byte)) & 255
+        return (bits | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
 
 
 @triton.jit
@@ -80,6 +100,7 @@ def fetch_piece(
     logits_ptr, targets_ptr, positions_ptr, weights_ptr, positions_x,
     step, j, there, h, w, H, logits_stride_y, logits_stride_x, targets_stride_y, targets_stride_x,
     MOST_Y: tl.constexpr, START_Y: tl.constexpr, EACH_Y: tl.constexpr, WHOLE: tl.constexpr,
+    GRAB: tl.constexpr,
 ):  # fmt: skip
     """Corners and targets of a step's piece as they are stored, and its places along y."""
     PIECES_Y: tl.constexpr = MOST_Y // EACH_Y
@@ -89,6 +110,7 @@ def fetch_piece(
     )
     ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
     raw = fetch_targets(
-        targets_ptr, positions_y, positions_x, there, targets_stride_y, targets_stride_x, WHOLE
-    )
+        targets_ptr, positions_y, positions_x, there, targets_stride_y, targets_stride_x,
+        WHOLE, GRAB,
+    )  # fmt: skip
     return fetch_corners(ptrs, 0, there), raw, positions_y, weights_y, i == h - 1

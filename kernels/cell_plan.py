@@ -25,6 +25,7 @@ class CellLayout(NamedTuple):
     dlogits: PlaneStrides
     valid: tuple[int, int, int]  # n, y, x
     logits_bytes: int
+    targets_align: int  # bytes that their address is a multiple of; 1 if they are no bytes
     targets_kind: str  # see launch.Layout
     valid_kind: str
     pos_weight_stride: int
@@ -48,6 +49,15 @@ def cell_constants(at: CellLayout, tile: CellTile) -> dict[str, Any]:
         "EACH_X": each_x,
         "BLOCK_W": tile.block_w,
     }
+
+
+def grab_of(at: CellLayout) -> int:
+    """How many targets of a byte each can be read together: neighbours in every cell."""
+    if at.targets_kind != "unsigned" or at.x.start < 0 or at.targets[3] != 1:
+        return 1
+    inside = (at.x.start, at.x.most, at.each[1])
+    multiples = (at.targets_align, *at.targets[:3], *inside)
+    return next(grab for grab in (4, 2, 1) if all(n % grab == 0 for n in multiples))
 
 
 class CellPlan(Plan):
@@ -83,6 +93,7 @@ class CellPlan(Plan):
             "VALID_KIND": at.valid_kind,
             "HAS_IGNORE": f.ignore_index is not None,
             "TARGETS": at.targets_kind,
+            "GRAB": grab_of(at),
             "PTX": device.ptx,
         }
         self._walk(pairs)

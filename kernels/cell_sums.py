@@ -113,6 +113,7 @@ def _cell_sums_kernel(
     VALID_KIND: tl.constexpr,  # "none", "sample", "pixel"
     HAS_IGNORE: tl.constexpr,
     TARGETS: tl.constexpr,  # "soft" in [0, 1], or 0 and 1 of a "signed" or "unsigned" type
+    GRAB: tl.constexpr,  # targets of a byte that are read together
     WHOLE: tl.constexpr,  # every place of every cell has an output
     FULL: tl.constexpr,  # and every thread has a cell
     MOST_Y: tl.constexpr,
@@ -161,6 +162,7 @@ def _cell_sums_kernel(
     bottom = tl.full([BLOCK_W], float("-inf"), tl.float32)
     extremes = (bottom, zero, bottom)
     trace = zero  # NaN where a logit is not finite
+    bits = tl.zeros([BLOCK_W], tl.int32)  # of all targets that are read together
     for piece_x in range(PIECES_X):
         positions_x, weights_x = places(
             positions_ptr + h * MOST_Y,
@@ -177,7 +179,7 @@ def _cell_sums_kernel(
         ahead = fetch_piece(
             logits_ptr, targets_ptr, positions_ptr, weights_ptr, positions_x,
             s // blocks, j, there, h, w, H, logits_stride_y, logits_stride_x,
-            targets_stride_y, targets_stride_x, MOST_Y, START_Y, EACH_Y, WHOLE,
+            targets_stride_y, targets_stride_x, MOST_Y, START_Y, EACH_Y, WHOLE, GRAB,
         )  # fmt: skip
         for step in range(s // blocks, steps, rows):
             corners, raw, positions_y, weights_y, last_y = ahead
@@ -186,16 +188,19 @@ def _cell_sums_kernel(
                 logits_ptr, targets_ptr, positions_ptr, weights_ptr, positions_x,
                 tl.minimum(step + rows, steps - 1), j, there, h, w, H,
                 logits_stride_y, logits_stride_x, targets_stride_y, targets_stride_x,
-                MOST_Y, START_Y, EACH_Y, WHOLE,
+                MOST_Y, START_Y, EACH_Y, WHOLE, GRAB,
             )  # fmt: skip
             down = (slopes_between(weights_y, last_y), weights_y, last_y)
             first = corners[0].to(tl.float32)
             trace += first - first
             targets, lives = ready_targets(
                 raw, valid_ptr, positions_y, positions_x, there, valid_stride_y, valid_stride_x,
-                ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE,
+                ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE, GRAB, PTX,
             )  # fmt: skip
             corners = ready_corners(corners, 1.0, True)
+            if GRAB > 1:
+                for k in tl.static_range(len(raw)):
+                    bits |= raw[k].to(tl.int32)
             xs = outputs_of(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)
             x = stacked(xs, NEUTRAL)
             t = stacked(targets, 0.0)
@@ -203,7 +208,18 @@ def _cell_sums_kernel(
             if MASKED:
                 x = tl.where(live, x, NEUTRAL)
             sums, extremes = add_tile(
-                sums, extremes, x, t, live, params, TERMS, MASKED, False, TARGETS, False, PTX
+                sums,
+                extremes,
+                x,
+                t,
+                live,
+                params,
+                TERMS,
+                MASKED,
+                False,
+                "checked" if GRAB > 1 else TARGETS,
+                False,
+                PTX,
             )
 
     record = columns_sum(sums, COLUMNS, zero)
@@ -215,7 +231,8 @@ def _cell_sums_kernel(
     nonfinite = tl.zeros((), tl.float32)
     bad_targets = tl.zeros((), tl.float32)
     # Only if something is wrong is each output looked at.
-    if ((seen - seen) != 0.0) | (stray > (1.0 if TARGETS == "unsigned" else 0.501)):
+    odd = ((seen - seen) != 0.0) | (stray > (1.0 if TARGETS == "unsigned" else 0.501))
+    if odd | (tl.max(tl.where((bits & ~0x01010101) != 0, 1, 0)) > 0):
         for piece_x in range(PIECES_X):
             positions_x, weights_x = places(
                 positions_ptr + h * MOST_Y,
@@ -236,18 +253,18 @@ def _cell_sums_kernel(
                 )
                 down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
                 ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
-                odd = odd_corners(ptrs, 0, there)
+                strange = odd_corners(ptrs, 0, there)
                 raw = fetch_targets(
                     targets_ptr, positions_y, positions_x, there,
-                    targets_stride_y, targets_stride_x, WHOLE,
+                    targets_stride_y, targets_stride_x, WHOLE, GRAB,
                 )  # fmt: skip
                 targets, lives = ready_targets(
                     raw, valid_ptr, positions_y, positions_x, there, valid_stride_y,
-                    valid_stride_x, ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE,
+                    valid_stride_x, ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE, GRAB, PTX,
                 )  # fmt: skip
-                odd = odd_outputs(odd, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)
+                strange = odd_outputs(strange, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X)
                 for k in tl.static_range(EACH_Y * EACH_X):
-                    nonfinite += tl.sum(tl.where(lives[k], odd[k], 0.0))
+                    nonfinite += tl.sum(tl.where(lives[k], strange[k], 0.0))
                     off = tl.abs(targets[k] - 0.5) <= 0.501
                     bad_targets += tl.sum(tl.where(off, 0.0, 1.0))
     if not MASKED:

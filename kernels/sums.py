@@ -46,8 +46,9 @@ def add_tile(
     if COUNT:
         new = new + (sums[len(TERMS)] + tl.sum(tl.where(live, 1.0, 0.0), 1),)
     largest, stray, lowest = extremes
-    # a target that does not count was set to 0
-    stray = tl.maximum(stray, tl.max(t if TARGETS == "unsigned" else tl.abs(t - 0.5), 1))
+    if TARGETS != "checked":
+        # a target that does not count was set to 0
+        stray = tl.maximum(stray, tl.max(t if TARGETS == "unsigned" else tl.abs(t - 0.5), 1))
     if LOWEST:
         lowest = tl.maximum(lowest, tl.max(-x, 1))
     return new, (tl.maximum(largest, tl.max(x, 1)), stray, lowest)
