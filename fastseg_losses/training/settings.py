@@ -38,6 +38,13 @@ SYNTHETIC_DEFAULTS: dict[str, Any] = {
     "lr": 2e-3,
     "num_workers": 0,
 }
+
+# How much smaller than the image the built-in net's logits may be. Where nothing is given, 4 or
+# less, so that they have 64 pixels a side: with fewer, small objects are lost (docs/trainer.md).
+HEAD_STRIDES = (1, 2, 4, 8)
+USUAL_HEAD_STRIDES = (4, 2, 1)
+LOGITS_SIDE = 64
+
 # What the synthetic set's multiclass variant holds.
 SYNTHETIC_CLASSES = 5
 SYNTHETIC_IGNORED = 255
@@ -103,6 +110,7 @@ def check_settings(config: TrainConfig) -> None:
         _check(config, "loss", good, "one with Dice, IoU or Tversky beside --batch-dice")
         good = config.accumulate == 1
         _check(config, "accumulate", good, "1 beside --batch-dice, which is about one batch")
+    _check_head(config)
     _check_weights(config)
     _check_augmentation(config)
     _check_pseudo(config)
@@ -124,6 +132,23 @@ def _check_pseudo(config: TrainConfig) -> None:
     _check(config, "pseudo_confidence", 0 <= sure <= 1, "a number from 0 to 1")
     good = weight is not None or sure == type(config).pseudo_confidence
     _check(config, "pseudo_confidence", good, "--pseudo-weight beside --pseudo-confidence")
+
+
+def _check_head(config: TrainConfig) -> None:
+    stride = config.head_stride
+    if stride is None:
+        return
+    _check(config, "head_stride", config.model is None, "none beside --model, which has its own")
+    good = stride in HEAD_STRIDES and config.image_size % stride == 0
+    names = ", ".join(map(str, HEAD_STRIDES))
+    expected = f"one of {names} that divides image_size {config.image_size}"
+    _check(config, "head_stride", good, expected)
+
+
+def usual_head_stride(image_size: int) -> int:
+    """The built-in net's `head_stride` where none is given."""
+    fits = (s for s in USUAL_HEAD_STRIDES if image_size % s == 0 and image_size >= s * LOGITS_SIDE)
+    return next(fits, 1)
 
 
 def check_strength(name: str, value: float) -> None:
