@@ -56,6 +56,36 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "MobileViTV2Config",
         {"width_multiplier": 0.25, "aspp_out_channels": 8, "image_size": SIZE},
     ),
+    "Sapiens2ForSemanticSegmentation": (
+        "Sapiens2Config",
+        VIT
+        | {
+            "patch_size": 16,
+            "pos_embed_rescale": None,  # drawn at random in training
+            "head_config": {
+                "upsample_out_channels": [8],
+                "conv_out_channels": [8],
+                "conv_kernel_sizes": [1],
+            },
+        },
+    ),
+    "Tipsv2DptForSemanticSegmentation": (
+        "Tipsv2DptConfig",
+        {
+            "backbone_config": {
+                "model_type": "tipsv2_vision_model",
+                "hidden_size": 16,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 2,
+                "image_size": 64,
+                "patch_size": 16,
+                "out_features": ["stage1", "stage2", "stage3", "stage4"],
+                "reshape_hidden_states": False,
+            },
+            "neck_hidden_sizes": [8, 8, 8, 8],
+            "fusion_hidden_size": 8,
+        },
+    ),
     "UperNetForSemanticSegmentation": (
         "UperNetConfig",
         {"hidden_size": 8, "pool_scales": [1, 2], "auxiliary_channels": 8},

@@ -16,6 +16,7 @@ from fastseg_losses.integrations import (
     TorchvisionCriterion,
     remove_fused_loss,
     torchvision_criterion,
+    transformers,
     use_fused_loss,
 )
 
@@ -244,6 +245,10 @@ def test_it_compiles(name):
     loss.backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert_same(before, (None, loss.detach(), gradients))
+
+
+def test_every_model_is_tried():
+    assert {*MODELS} == {*transformers.MODELS}
 
 
 def test_wrong_models_and_criteria_are_named():
