@@ -1,4 +1,7 @@
-"""Masks are those of `F.interpolate` and arg max, or of a threshold."""
+"""Masks are those of `F.interpolate` and arg max, or of a threshold: prediction.py.
+
+Not test_prediction.py, which is the trainer's: modules of tests need names of their own.
+"""
 
 import math
 
