@@ -25,8 +25,8 @@ class TrainedModel:
     """A net with the settings that it was trained with.
 
     Attributes:
-        net: In evaluation mode; maps prepared images to logits, of the built-in net 1/4 as high and
-            wide (see `TrainConfig.head_stride`).
+        net: In evaluation mode; maps prepared images to logits, which may be smaller than the image
+            (`TrainConfig.head_stride` of the built-in net).
         config: The settings of its run.
         device: Where the net is.
     """

@@ -90,7 +90,7 @@ def test_checkpoints_from_before_there_was_a_stride_still_load(
 
 def test_what_full_size_would_take_is_computed() -> None:
     config = resolve({"data": "d", "mode": "multiclass", "num_classes": 19, "batch_size": 4})
-    text = describe_logits((64, 64), config, CPU, torch.bfloat16)
+    text = describe_logits((128, 128), config, CPU, torch.bfloat16)
     mib = 2 * 4 * 19 * 256 * 256 * 2 / 2**20
     assert re.search(
         rf"4x19x256x256 in bfloat16, logits and gradient would take {mib:.3g} MiB", text
