@@ -50,7 +50,9 @@ class SegmentationTrainer(Trainer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.criterion = CombinedSegmentationLoss(mode="multiclass", ignore_index=IGNORED)
+        self.criterion = CombinedSegmentationLoss(
+            mode="multiclass", ignore_index=IGNORED, upsample="bilinear"
+        )
         # Else Trainer takes the loss to be divided by `num_items_in_batch` already, and with
         # gradient accumulation adds the batches' losses up where it should average them.
         self.model_accepts_loss_kwargs = False
@@ -65,10 +67,8 @@ class SegmentationTrainer(Trainer):
         """The loss of one batch; the net gets no labels, so that it computes none of its own."""
         labels = inputs["labels"]
         outputs = model(pixel_values=inputs["pixel_values"])
-        # SegFormer's logits have a quarter of the image's height and width.
-        size = labels.shape[-2:]
-        logits = nn.functional.interpolate(outputs.logits, size=size, mode="bilinear")
-        loss = self.criterion(logits, labels)
+        # SegFormer's logits have a quarter of the image's height and width; the loss upsamples.
+        loss = self.criterion(outputs.logits, labels)
         return (loss, outputs) if return_outputs else loss
 
 

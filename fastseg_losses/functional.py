@@ -1,4 +1,4 @@
-"""The losses as functions, and `region_sums` for people who write their own formula."""
+"""The losses as functions, `region_sums` for formulas of your own, `predict_mask` for masks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from fastseg_losses.arguments import Activation, Backend, Mode, Upsample
 from fastseg_losses.make_spec import sums_spec
 from fastseg_losses.ops import segmentation_loss
+from fastseg_losses.prediction import predict_mask
 from fastseg_losses.spec import LossSpec
 
-__all__ = ["RegionSums", "region_sums", "segmentation_loss"]
+__all__ = ["RegionSums", "predict_mask", "region_sums", "segmentation_loss"]
 
 
 class RegionSums(NamedTuple):

@@ -62,6 +62,11 @@ def test_hf_trainer() -> None:
     assert len(losses) == 3 and losses[-1] < 0.7 * losses[0]
 
 
+def test_segformer() -> None:
+    need("transformers")
+    assert load("segformer").main() > 0.8
+
+
 def test_smp_model() -> None:
     need("torchvision")
     need("timm")

@@ -46,7 +46,7 @@ class CheckpointPredictor:
         self, image: Image.Image, boxes: npt.NDArray[np.float32] | None = None
     ) -> Prediction:
         """See `Predictor`; boxes are not used."""
-        logits = self.model.net(self.model.prepare_pixels(image)).float()
+        logits = self.model.logits(self.model.prepare_pixels(image))
         size = (image.height, image.width)
         if self.labels is None:
             probability = _resized(logits.sigmoid(), size)

@@ -23,6 +23,7 @@ from fastseg_losses.training.settings import (
     SYNTHETIC_CLASSES,
     SYNTHETIC_DEFAULTS,
     check_settings,
+    usual_head_stride,
 )
 from fastseg_losses.training.training_options import TrainingOptions
 
@@ -67,8 +68,13 @@ class TrainConfig(RunOptions, TrainingOptions, DataOptions):
         return _given_or(AUGMENT_STRENGTHS, dataclasses.asdict(self))
 
     def loss_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for ``get_loss_function(config.loss, ...)``."""
+        """Keyword arguments for ``get_loss_function(config.loss, ...)``.
+
+        Logits of a lower resolution are upsampled inside the loss; those of the masks' size are
+        taken as they are.
+        """
         arguments: dict[str, Any] = self.weights() | {"ignore_index": self.ignored_value}
+        arguments["upsample"] = "bilinear"
         if self.batch_dice:
             arguments["batch"] = True
         return arguments if self.labels is None else arguments | {"mode": "multiclass"}
@@ -124,6 +130,9 @@ def resolve(given: Mapping[str, Any]) -> TrainConfig:
         values |= _given_or(COMBINED_WEIGHTS, values)
     if values.get("augment") == "full":
         values |= _given_or(AUGMENT_STRENGTHS, values)
+    if values.get("model") is None and values.get("head_stride") is None:
+        size = values.get("image_size", TrainConfig.image_size)
+        values["head_stride"] = usual_head_stride(size)
     return TrainConfig.from_dict(values)
 
 

@@ -13,7 +13,7 @@ from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.settings import AUGMENT_STRENGTHS, COMBINED_WEIGHTS
 
 # What a checkpoint's net depends on, or its statistics: another value would be another run.
-FIXED = ("mode", "num_classes", "model")
+FIXED = ("mode", "num_classes", "model", "head_stride")
 
 
 def read_settings(path: str) -> dict[str, Any]:
@@ -59,6 +59,8 @@ def settings_to_resume(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if not (path / name).is_file():
             raise ValueError(f"resume: expected the folder of a run, got {folder!r}: no {name}")
     before = read_settings(str(path / "config.json"))
+    if before.get("model") is None:  # runs from before there was a choice
+        before.setdefault("head_stride", 1)
     if given.get("output_dir") is not None:
         raise ValueError("output_dir: expected none beside --resume, which goes on in its folder")
     for name in FIXED:
@@ -73,7 +75,7 @@ def beside(file: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a file and what is typed, which wins.
 
     What only went with another choice in the file (the weights of a combined loss, the strengths of
-    an augmentation) is left out: nobody asked for it.
+    an augmentation, the stride of the built-in net) is left out: nobody asked for it.
     """
     both = dict(file) | dict(typed)
     dropped: tuple[str, ...] = ()
@@ -83,6 +85,8 @@ def beside(file: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
         dropped += tuple(AUGMENT_STRENGTHS)
     if both.get("pseudo_weight") is None:
         dropped += ("pseudo_confidence",)
+    if both.get("model") is not None:
+        dropped += ("head_stride",)
     return {k: v for k, v in both.items() if k in typed or k not in dropped}
 
 

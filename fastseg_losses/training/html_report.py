@@ -29,14 +29,15 @@ class HtmlReport:
     Args:
         trainer: what is reported on; nothing in it is changed.
         censuses: of the rows, by what was counted.
+        logits: their size, in words.
     """
 
-    def __init__(self, trainer: Trainer, censuses: Mapping[str, RowCensus]) -> None:
+    def __init__(self, trainer: Trainer, censuses: Mapping[str, RowCensus], logits: str) -> None:
         self._trainer = trainer
         self._censuses = censuses
         self._start = time.monotonic()
         self._epochs_before = trainer.epoch  # of the run that was resumed
-        self._facts = _facts(trainer)
+        self._facts = _facts(trainer) | {"Logits": logits}
         self._sparing = Sparing()
 
     def after_epoch(self) -> None:

@@ -12,6 +12,7 @@ from fastseg_losses.training.census import Census, ClassCensus, RowCensus
 from fastseg_losses.training.command_line import flag_of
 from fastseg_losses.training.config import TrainConfig, resolve
 from fastseg_losses.training.report import class_colours
+from fastseg_losses.training.settings import usual_head_stride
 
 # Lines of the table of classes; beyond them only the classes with the lowest IoU are shown.
 MAX_CLASSES = 200
@@ -178,6 +179,8 @@ def settings(config: TrainConfig) -> dict[str, list[Setting]]:
     for field in dataclasses.fields(TrainConfig):
         value = getattr(config, field.name)
         before = field.default if field.name in choices else getattr(usual, field.name)
+        if field.name == "head_stride":
+            before = None if config.model else usual_head_stride(config.image_size)
         meaning = field.metadata["help"]
         entry = Setting(flag_of(field.name), _value(value), meaning, value != before)
         found.setdefault(field.metadata["group"], []).append(entry)

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fastseg_losses.arguments import Mode
+from fastseg_losses.arguments import Mode, Upsample
 from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.functional import region_sums
 from fastseg_losses.reference import Sums, region_values
@@ -30,11 +30,17 @@ class JointRegions:
         assert spec.batch and spec.regions
         self._spec = spec
         self._mode = cast(Mode, spec.mode)
+        self._upsample = cast(Upsample, spec.upsample)
         self._world = world
         self._points: SegmentationLoss | None = None
         if spec.points:
             self._points = SegmentationLoss(
-                spec.points, (), mode=self._mode, ignore_index=spec.ignore_index
+                spec.points,
+                (),
+                mode=self._mode,
+                ignore_index=spec.ignore_index,
+                upsample=self._upsample,
+                align_corners=spec.align_corners,
             )
 
     def __call__(
@@ -43,13 +49,21 @@ class JointRegions:
         """The part of the loss whose gradients, averaged over the processes, are the loss's own.
 
         Args:
-            logits: (N, C, H, W).
+            logits: (N, C, H, W), or smaller where the criterion upsamples.
             masks: (N, 1, H, W).
             valid: bool (N,).
             share: factor of the pointwise terms, from `ValidShares`.
         """
         spec, world = self._spec, self._world
-        sums = region_sums(logits, masks, valid, mode=self._mode, ignore_index=spec.ignore_index)
+        sums = region_sums(
+            logits,
+            masks,
+            valid,
+            mode=self._mode,
+            ignore_index=spec.ignore_index,
+            upsample=self._upsample,
+            align_corners=spec.align_corners,
+        )
         mine = torch.stack(sums).sum(1, keepdim=True)  # (4, 1, C)
         total = mine + (world.add_up(mine.detach().clone()) - mine.detach())
         I, P, T, V = total.unbind(0)  # noqa: E741

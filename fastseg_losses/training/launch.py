@@ -35,6 +35,7 @@ from fastseg_losses.training.model import build_model, describe, try_out
 from fastseg_losses.training.monitor import CollapseMonitor
 from fastseg_losses.training.open_data import Refused, open_data
 from fastseg_losses.training.random_state import seed_everything
+from fastseg_losses.training.resolution import describe_logits
 from fastseg_losses.training.resume import restore
 from fastseg_losses.training.run_folder import (
     WriteError,
@@ -123,8 +124,8 @@ def _prepare(config: TrainConfig, log: RunLog, world: World) -> tuple[Trainer, H
     if config.output_dir is not None and config.resume is None and world.is_main:
         check_free(config.output_dir)
     seed_everything(config.seed)
-    model = build_model(config.model, config.channels)
-    try_out(model, config.image_size, config.channels)
+    model = build_model(config.model, config.channels, config.head_stride or 1)
+    logits_size = try_out(model, config.image_size, config.channels)
     criterion = get_loss_function(config.loss, **config.loss_arguments())
     if config.data is None:
         folder = _open_folder(config, log, world)
@@ -150,6 +151,8 @@ def _prepare(config: TrainConfig, log: RunLog, world: World) -> tuple[Trainer, H
         if world.is_main:
             config.save(folder / "config.json")
     LOGGER.info("model: %s", describe(model))
+    resolution = describe_logits(logits_size, config, device, trainer.net.precision)
+    LOGGER.info("logits: %s", resolution)
     weights = ", ".join(f"{name}={value}" for name, value in config.loss_arguments().items())
     LOGGER.info("loss: %s%s", config.loss, f" ({weights})" if weights else "")
     if trainer.net.precision is not None:
@@ -158,7 +161,7 @@ def _prepare(config: TrainConfig, log: RunLog, world: World) -> tuple[Trainer, H
         LOGGER.info("classes: %d, ignored value %d", config.channels, config.labels.ignore_index)
     LOGGER.info("run folder: %s", folder)
     named = dict(zip(("training", "validation"), censuses, strict=True))
-    return trainer, HtmlReport(trainer, named)
+    return trainer, HtmlReport(trainer, named, resolution)
 
 
 def _synthetic_set(config: TrainConfig, folder: Path, world: World) -> Path:

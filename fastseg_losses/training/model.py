@@ -56,27 +56,53 @@ class LightweightUNet(nn.Module):
         in_channels: channels of the image.
         classes: channels of the logits.
         widths: channels per level, each a multiple of 8.
+        head_stride: the logits have 1 / head_stride of the image's height and width, and the way
+            up ends there: a power of two, at most the total stride. The image's sizes have to be
+            multiples of it, or bilinear upsampling would put the logits beside their pixels.
+
+    Raises:
+        ValueError: a head_stride that is no level of the net.
 
     Example:
-        >>> net = LightweightUNet()
-        >>> net(torch.zeros(1, 3, 50, 70)).shape
+        >>> LightweightUNet()(torch.zeros(1, 3, 50, 70)).shape
         torch.Size([1, 1, 50, 70])
+        >>> LightweightUNet(head_stride=4)(torch.zeros(1, 3, 52, 72)).shape
+        torch.Size([1, 1, 13, 18])
     """
 
     def __init__(
-        self, in_channels: int = 3, classes: int = 1, widths: tuple[int, ...] = WIDTHS
+        self,
+        in_channels: int = 3,
+        classes: int = 1,
+        widths: tuple[int, ...] = WIDTHS,
+        head_stride: int = 1,
     ) -> None:
         super().__init__()
         self.stride = 2 ** (len(widths) - 1)
+        self.head_stride = head_stride
+        strides = [2**level for level in range(len(widths))]
+        if head_stride not in strides:
+            names = ", ".join(map(str, strides))
+            raise ValueError(f"head_stride: expected one of {names}, got {head_stride!r}")
+        level = strides.index(head_stride)
         self.stem = _ConvBlock(in_channels, widths[0])
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
         self.down = nn.ModuleList(_ConvBlock(a, b, stride=2) for a, b in pairs)
-        self.up = nn.ModuleList(_ConvBlock(a + b, a) for a, b in reversed(pairs))
-        self.head = LightweightSegmentationHead(widths[0], classes)
+        self.up = nn.ModuleList(_ConvBlock(a + b, a) for a, b in reversed(pairs[level:]))
+        self.head = LightweightSegmentationHead(widths[level], classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, in_channels, H, W) to logits (N, classes, H, W)."""
+        """Images (N, in_channels, H, W) to logits (N, classes, H, W), each size by head_stride.
+
+        Raises:
+            ValueError: H or W is no multiple of head_stride.
+        """
         height, width = images.shape[-2:]
+        if height % self.head_stride or width % self.head_stride:
+            raise ValueError(
+                f"images: expected height and width to be multiples of the head's stride "
+                f"{self.head_stride}, got {tuple(images.shape)}"
+            )
         # Zero padding: the backward of reflect and replicate padding is not deterministic on CUDA.
         features = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
         features = self.stem(features)
@@ -88,16 +114,17 @@ class LightweightUNet(nn.Module):
             features = F.interpolate(features, scale_factor=2, mode="nearest")
             features = block(torch.cat((features, skips.pop()), dim=1))
         logits: Tensor = self.head(features)
-        return logits[..., :height, :width]
+        return logits[..., : height // self.head_stride, : width // self.head_stride]
 
 
-def build_model(spec: str | None = None, classes: int = 1) -> nn.Module:
+def build_model(spec: str | None = None, classes: int = 1, head_stride: int = 1) -> nn.Module:
     """The built-in net, or the one that the user's factory returns.
 
     Args:
         spec: None, or ``module:factory``; the factory is called without arguments. Modules are
             looked up as ``python`` does, and in the current folder.
         classes: channels of the built-in net's logits; the user's factory is not told.
+        head_stride: of the built-in net, see `LightweightUNet`.
 
     Raises:
         ValueError: the spec does not have that form, nothing callable is found there, or the module
@@ -105,7 +132,7 @@ def build_model(spec: str | None = None, classes: int = 1) -> nn.Module:
         TypeError: the factory did not return a ``torch.nn.Module``.
     """
     if spec is None:
-        return LightweightUNet(classes=classes)
+        return LightweightUNet(classes=classes, head_stride=head_stride)
     module_name, colon, factory_name = spec.partition(":")
     if not (module_name and colon and factory_name):
         raise ValueError(f"model: expected module:factory, for instance my_nets:make, got {spec!r}")
@@ -135,7 +162,10 @@ def build_model(spec: str | None = None, classes: int = 1) -> nn.Module:
 
 
 def check_logits(logits: object, images: Tensor, model: nn.Module, classes: int = 1) -> None:
-    """Say clearly when a net does not map (N, 3, H, W) to (N, classes, H, W).
+    """Say clearly when a net does not map (N, 3, H, W) to (N, classes, h, w).
+
+    Logits may have the image's size or a whole fraction of it, as with a net of stride 4. Anything
+    in between (a net of unpadded convolutions has lost a border) would be stretched out of place.
 
     Raises:
         ValueError: the output's shape does not fit.
@@ -145,16 +175,27 @@ def check_logits(logits: object, images: Tensor, model: nn.Module, classes: int 
     if not isinstance(logits, Tensor):
         raise TypeError(f"model: expected {name} to return a tensor, got {type(logits).__name__}")
     expected = (images.shape[0], classes, *images.shape[2:])
-    if tuple(logits.shape) != expected:
+    found = tuple(logits.shape)
+    same = len(found) == 4 and found[:2] == expected[:2]
+    if not same or not all(map(_is_fraction, found[2:], expected[2:])):
         raise ValueError(
-            f"model: expected {name} to return logits {expected} for images "
-            f"{tuple(images.shape)}, got {tuple(logits.shape)}"
+            f"model: expected {name} to return logits {expected}, or with 1/2, 1/3, ... of that "
+            f"height and width, for images {tuple(images.shape)}, got {found}"
         )
 
 
+def _is_fraction(small: int, full: int) -> bool:
+    """Whether a size is that of every k-th pixel, rounded either way; k = 1 is the size itself."""
+    stride = round(full / small) if small else 0
+    return stride > 0 and small in (full // stride, -(-full // stride))
+
+
 @torch.no_grad()
-def try_out(model: nn.Module, image_size: int, classes: int) -> None:
+def try_out(model: nn.Module, image_size: int, classes: int) -> tuple[int, int]:
     """One black image through the net, so that a wrong net is reported before the data is read.
+
+    Returns:
+        Height and width of the logits.
 
     Raises:
         ValueError: the net raised, its output's shape does not fit, or it has nothing to train.
@@ -175,6 +216,7 @@ def try_out(model: nn.Module, image_size: int, classes: int) -> None:
             f"model: expected {type(model).__name__} to have parameters to train, got none with "
             "requires_grad"
         )
+    return logits.shape[2], logits.shape[3]
 
 
 def _blame(error: Exception) -> str:

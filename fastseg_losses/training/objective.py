@@ -64,7 +64,7 @@ class Objective:
         however many rows of either kind a batch happens to hold.
 
         Args:
-            logits: (N, C, H, W), C = 1 in binary mode.
+            logits: (N, C, H, W), C = 1 in binary mode; smaller where the criterion upsamples.
             batch: `mask` (N, 1, H, W), `valid` bool (N,), and with a pseudo_weight `pseudo` bool
                 (N,); on the device of the logits.
             stats_out: the statistics row to fill, of the annotated rows.

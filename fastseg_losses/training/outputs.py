@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastseg_losses.functional import predict_mask
 from fastseg_losses.training import report
 from fastseg_losses.training.checkpoint import save_checkpoint
 from fastseg_losses.training.clock import Sparing
@@ -16,6 +17,7 @@ from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.net import Net
 from fastseg_losses.training.run_folder import writing
 from fastseg_losses.training.samples import normalised
+from fastseg_losses.upsampling import interpolate
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -142,14 +144,15 @@ class Outputs:
         images = normalised(torch.stack([sample["image"] for sample in samples]))
         masks = torch.stack([sample["mask"] for sample in samples])
         net.evaluate()
-        logits: Tensor = net.predict(images.to(device)).float()
+        logits: Tensor = net.predict(images.to(device))
         column, name = self.score
         title = f"epoch {row['epoch']:.0f}, validation {name} {row[column]:.3f}"
         path, labels = self.folder / "samples.png", self._config.labels
         if labels is None:
-            report.plot_samples(path, images, masks, logits.sigmoid().cpu(), title=title)
+            probabilities = interpolate(logits, tuple(images.shape[2:]), "bilinear").sigmoid()
+            report.plot_samples(path, images, masks, probabilities.cpu(), title=title)
         else:
-            predicted = logits.argmax(1, keepdim=True).cpu()
+            predicted = predict_mask(logits, tuple(images.shape[2:]))[:, None].cpu()
             report.plot_class_samples(path, images, masks, predicted, labels, title=title)
 
 

@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fastseg_losses.arguments import Mode
+from fastseg_losses.functional import predict_mask
 from fastseg_losses.training.checkpoint import load_checkpoint, result_weights
 from fastseg_losses.training.config import TrainConfig
 from fastseg_losses.training.decode import DataError, image_pixels, open_picture
 from fastseg_losses.training.model import build_model
 from fastseg_losses.training.samples import as_rgb, normalised, resized
+from fastseg_losses.upsampling import interpolate
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class TrainedModel:
     """A net with the settings that it was trained with.
 
     Attributes:
-        net: In evaluation mode; maps prepared images to logits.
+        net: In evaluation mode; maps prepared images to logits, which may be smaller than the image
+            (`TrainConfig.head_stride` of the built-in net).
         config: The settings of its run.
         device: Where the net is.
     """
@@ -43,6 +47,9 @@ class TrainedModel:
         Raises:
             ValueError: The file cannot be read, or is no PNG or JPEG.
         """
+        return self.prepare_pixels(self._read(image))
+
+    def _read(self, image: str | os.PathLike[str] | bytes) -> Image.Image:
         where = "image"
         if not isinstance(image, bytes):
             where = str(image)
@@ -51,7 +58,33 @@ class TrainedModel:
             except OSError as error:
                 raise DataError(f"{where}: cannot be read ({error.strerror})") from error
         picture = open_picture(image, where, max_pixels=self.config.max_pixels)
-        return self.prepare_pixels(image_pixels(picture, where, bits=self.image_bits))
+        return image_pixels(picture, where, bits=self.image_bits)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """The logits of prepared images (N, 3, S, S), at their size: float32 (N, C, S, S)."""
+        logits: Tensor = self.net(images)
+        size = tuple(images.shape[2:])
+        same = tuple(logits.shape[2:]) == size
+        return logits.float() if same else interpolate(logits, size, "bilinear")
+
+    @torch.no_grad()
+    def mask(self, image: str | os.PathLike[str] | bytes) -> Tensor:
+        """The mask of one image, in the image's own size.
+
+        Args:
+            image: See `prepare`.
+
+        Returns:
+            (H, W), 0 and 1, or class ids; see `predict_mask`.
+
+        Raises:
+            ValueError: See `prepare`.
+        """
+        pixels = self._read(image)
+        mode: Mode = "binary" if self.config.labels is None else "multiclass"
+        logits: Tensor = self.net(self.prepare_pixels(pixels))
+        return predict_mask(logits, (pixels.height, pixels.width), mode=mode)[0]
 
     @property
     def image_bits(self) -> int:
@@ -81,7 +114,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     where = torch.device(device)
     state = load_checkpoint(Path(path), ("model", "config"))
     config, weights = TrainConfig.from_dict(state["config"]), result_weights(state)
-    net = build_model(config.model, config.channels)
+    net = build_model(config.model, config.channels, config.head_stride or 1)
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:

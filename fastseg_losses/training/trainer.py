@@ -57,8 +57,9 @@ class Trainer:
 
     Args:
         config: the resolved settings.
-        model: maps images (N, 3, H, W) to logits (N, 1, H, W) or (N, C, H, W); moved to the device.
-        criterion: a loss of this package.
+        model: maps images (N, 3, H, W) to logits (N, 1, h, w) or (N, C, h, w), of the images' size
+            or smaller; moved to the device.
+        criterion: a loss of this package, which upsamples smaller logits.
         train_loader: batches of `Sample`, this process's part of them.
         val_loader: the same for validation; None if there is nothing to validate on.
         monitor: judges the training statistics.

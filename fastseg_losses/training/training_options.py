@@ -47,9 +47,17 @@ class TrainingOptions:
         "training",
         None,
         "your own net: a callable without arguments that returns a torch.nn.Module mapping "
-        "(N, 3, H, W) to logits (N, 1, H, W), multiclass (N, C, H, W); default: the built-in "
-        "LightweightUNet",
+        "(N, 3, H, W) to logits (N, 1, H, W), multiclass (N, C, H, W), or 1/2, 1/3, ... as high "
+        "and wide; default: the built-in LightweightUNet",
         metavar="MODULE:FACTORY",
+    )
+    head_stride: int | None = option(
+        "training",
+        None,
+        "the built-in net's logits have 1/N of the image's height and width, which the loss "
+        "upsamples itself: 1, 2, 4 or 8; larger is faster and loses small objects (default: 2 from "
+        "--image-size 128 on, below that and for odd sizes 1)",
+        parse=int,
     )
     epochs: int = option("training", 50, "passes over the training rows", parse=int)
     max_steps: int | None = option(

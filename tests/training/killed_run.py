@@ -16,9 +16,9 @@ from fastseg_losses.training.command_line import parse_args
 from fastseg_losses.training.trainer import Trainer
 
 
-def net_with_dropout(spec: str | None, classes: int) -> nn.Module:
+def net_with_dropout(spec: str | None, classes: int, head_stride: int = 1) -> nn.Module:
     """A net whose steps draw random numbers."""
-    net = small_net(spec, classes)
+    net = small_net(spec, classes, head_stride)
     net.stem.append(nn.Dropout(0.2))
     return net
 

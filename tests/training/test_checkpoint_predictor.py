@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def save(path: Path, **settings: object) -> Path:
     config = resolve({"image_size": 16} | settings)
     torch.manual_seed(0)
-    model = build_model(None, config.channels)
+    model = build_model(None, config.channels, config.head_stride or 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, {"model": model.state_dict(), "config": config.to_dict()})
     return path
@@ -31,11 +31,12 @@ def picture(width: int, height: int) -> Image.Image:
 
 
 class Fixed(nn.Module):
-    """Logits that are known, whatever the image."""
+    """Logits that are known, whatever the image; each is a block of its 16 x 16 pixels."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.logits = logits
+        block = 16 // logits.shape[-1]
+        self.logits = logits.repeat_interleave(block, -1).repeat_interleave(block, -2)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.logits
@@ -55,13 +56,16 @@ def test_the_source_names_the_file_and_its_content(tmp_path: Path) -> None:
     assert a.source.partition("@")[2] != b.source.partition("@")[2]
 
 
-def test_the_mask_is_what_load_model_predicts_at_the_images_size(tmp_path: Path) -> None:
-    path = save(tmp_path / "best.pt")
+@pytest.mark.parametrize("stride", [1, 4])
+def test_the_mask_is_what_load_model_predicts_at_the_images_size(
+    stride: int, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "best.pt", head_stride=stride)
     image = picture(20, 30)
     mask, confidence = CheckpointPredictor(str(path), device=CPU).predict(image)
     model = load_model(path)
     with torch.no_grad():
-        small = model.net(model.prepare(png(np.asarray(image)))).sigmoid()
+        small = model.logits(model.prepare(png(np.asarray(image)))).sigmoid()
     large = torch.nn.functional.interpolate(small, size=(30, 20), mode="bilinear")[0, 0].numpy()
     assert mask.dtype == np.uint8 and confidence.dtype == np.float32
     assert np.array_equal(mask, large > 0.5)

@@ -23,6 +23,7 @@ def test_the_full_command_line_is_read() -> None:
         "iou_weight": 0.05,
         "tversky_weight": 0.05,
         "ignore_index": 255,
+        "upsample": "bilinear",
     }
     assert (config.data, config.val, config.model) == ("d.parquet", "v.parquet", "nets:make")
     assert config.keep_unannotated and config.allow_no_foreground

@@ -23,11 +23,13 @@ def test_the_combined_loss_gets_its_default_weights_where_none_is_given() -> Non
     assert config.loss_arguments() == COMBINED_WEIGHTS | {
         "focal_weight": 0.0,
         "ignore_index": 255,
+        "upsample": "bilinear",
     }
 
 
 def test_a_single_loss_has_no_weights() -> None:
-    assert resolve({"loss": "dice"}).loss_arguments() == {"ignore_index": 255}
+    arguments = {"ignore_index": 255, "upsample": "bilinear"}
+    assert resolve({"loss": "dice"}).loss_arguments() == arguments
 
 
 def test_only_full_augmentation_has_strengths() -> None:
@@ -43,7 +45,8 @@ def test_multiclass_is_read_and_reaches_the_loss() -> None:
     config = parse_args(line.split())
     assert config.labels == Labels(19, 0)
     assert config.channels == 19
-    assert config.loss_arguments() == {"mode": "multiclass", "ignore_index": 0}
+    arguments = {"mode": "multiclass", "ignore_index": 0, "upsample": "bilinear"}
+    assert config.loss_arguments() == arguments
     combined = parse_args(line.replace("ce", "combined").split())
     assert combined.loss_arguments()["dice_weight"] == COMBINED_WEIGHTS["dice_weight"]
 
@@ -80,6 +83,19 @@ def test_a_saved_configuration_comes_back_equal(given: dict[str, Any], tmp_path:
 def test_an_unknown_setting_is_named() -> None:
     with pytest.raises(ValueError, match="unknown setting 'learning_rate'"):
         TrainConfig.from_dict({"learning_rate": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [(256, 2), (254, 2), (255, 1), (128, 2), (127, 1), (126, 1), (32, 1)],
+)
+def test_the_heads_stride_goes_by_the_image_size_where_none_is_given(
+    size: int, stride: int
+) -> None:
+    assert resolve({"data": "d", "image_size": size}).head_stride == stride
+    assert resolve({"data": "d", "image_size": size, "model": "a:b"}).head_stride is None
+    # A checkpoint from before there was a choice.
+    assert TrainConfig.from_dict({"image_size": size}).head_stride is None
 
 
 MULTICLASS = {"data": "d", "mode": "multiclass", "num_classes": 3}
@@ -134,6 +150,13 @@ PSEUDO = {"data": "d", "pseudo_weight": 1.0}
             MULTICLASS | {"oversample_foreground": 0.3},
             "oversample_foreground: .* mode binary",
         ),
+        (
+            {"head_stride": 3, "image_size": 96},
+            "head_stride: expected one of 1, 2, 4, 8 that .* 96",
+        ),
+        ({"head_stride": 4, "image_size": 90}, "head_stride: .* divides image_size 90, got 4"),
+        ({"head_stride": 16, "image_size": 96}, "head_stride: expected one of 1, 2, 4, 8"),
+        ({"head_stride": 1, "model": "a:b"}, "head_stride: expected none beside --model"),
         (dict.fromkeys(COMBINED_WEIGHTS, 0.0), "expected one above 0, got all 0"),
     ],
 )

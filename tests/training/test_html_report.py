@@ -194,7 +194,7 @@ def test_a_defect_is_said_and_not_swallowed(
 def make_report(folder: Path) -> HtmlReport:
     folder.mkdir()
     trainer = make_trainer(folder, torch.device("cpu"), data="d.parquet")
-    return HtmlReport(trainer, {"training": census()})
+    return HtmlReport(trainer, {"training": census()}, "32x32 for images of 32x32")
 
 
 def test_a_page_that_would_slow_the_training_down_waits(

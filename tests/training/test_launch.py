@@ -254,7 +254,7 @@ class Fails(nn.Module):
 def test_a_net_with_the_wrong_output_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launching, "build_model", lambda spec, classes: NoTensor())
+    monkeypatch.setattr(launching, "build_model", lambda *_: NoTensor())
     assert run(write_set(tmp_path / "d.parquet"), tmp_path / "run") == EXIT_BAD_INPUT
     assert "--model: expected NoTensor to return a tensor, got dict" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -279,7 +279,7 @@ def test_a_net_that_cannot_be_trained_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(launching, "build_model", lambda spec, classes: net())
+    monkeypatch.setattr(launching, "build_model", lambda *_: net())
     assert run(write_set(tmp_path / "d.parquet"), tmp_path / "run") == EXIT_BAD_INPUT
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith(f"--model: {message}")

@@ -29,6 +29,26 @@ def test_the_size_is_what_the_log_says() -> None:
     assert f"{count / 1e6:.2f} M" in text
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4, 8, 16])
+def test_the_way_up_ends_at_the_heads_stride(stride: int) -> None:
+    net = LightweightUNet(classes=2, head_stride=stride)
+    with torch.no_grad():
+        assert net(torch.randn(1, 3, 48, 80)).shape == (1, 2, 48 // stride, 80 // stride)
+    whole = dict(LightweightUNet(classes=2).named_parameters())
+    shared = {name for name in whole if not name.startswith("head.")}
+    own = {name for name, _ in net.named_parameters() if not name.startswith("head.")}
+    assert own <= shared and (own == shared) is (stride == 1)
+    net(torch.randn(1, 3, 48, 80)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_a_stride_that_does_not_fit_is_named() -> None:
+    with pytest.raises(ValueError, match="^head_stride: expected one of 1, 2, 4, 8, 16, got 3"):
+        LightweightUNet(head_stride=3)
+    with pytest.raises(ValueError, match="^images: expected height and width to be multiples .* 4"):
+        LightweightUNet(head_stride=4)(torch.zeros(1, 3, 50, 48))
+
+
 def test_a_samples_logits_do_not_depend_on_the_rest_of_its_batch() -> None:
     net = LightweightUNet().train()
     image, other = torch.randn(2, 1, 3, 32, 32).unbind(0)
@@ -107,8 +127,18 @@ def test_a_mistake_in_the_users_own_file_is_one_line(
 
 def test_wrong_logits_are_named() -> None:
     images, net = torch.zeros(2, 3, 8, 8), nn.Identity()
-    check_logits(torch.zeros(2, 1, 8, 8), images, net)
-    with pytest.raises(ValueError, match=r"logits \(2, 1, 8, 8\).*got \(2, 1, 4, 4\)"):
-        check_logits(torch.zeros(2, 1, 4, 4), images, net)
+    for size in ((8, 8), (4, 4), (2, 4), (1, 1), (3, 3)):  # 3: every third pixel, from the first
+        check_logits(torch.zeros(2, 1, *size), images, net)
+    for shape in (
+        (2, 1, 6, 6),
+        (2, 1, 8, 5),
+        (2, 1, 16, 16),
+        (2, 1, 0, 8),
+        (2, 2, 8, 8),
+        (2, 1, 8),
+    ):
+        got = ", ".join(map(str, shape))
+        with pytest.raises(ValueError, match=rf"logits \(2, 1, 8, 8\), or .* got \({got}\)"):
+            check_logits(torch.zeros(shape), images, net)
     with pytest.raises(TypeError, match="to return a tensor, got dict"):
         check_logits({"out": torch.zeros(2, 1, 8, 8)}, images, net)

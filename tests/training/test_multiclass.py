@@ -141,7 +141,7 @@ def test_ids_out_of_range_are_named_before_the_first_step(
 def test_a_net_with_another_number_of_classes_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launching, "build_model", lambda spec, classes: small_net(None, 7))
+    monkeypatch.setattr(launching, "build_model", lambda *_: small_net(None, 7))
     assert train(write_class_set(tmp_path / "d.parquet"), tmp_path / "run") == EXIT_BAD_INPUT
     assert "to return logits (1, 3, 32, 32)" in capsys.readouterr().err
 
@@ -149,8 +149,8 @@ def test_a_net_with_another_number_of_classes_is_one_line(
 def test_a_net_that_predicts_one_class_everywhere_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def stuck(spec: str | None, classes: int) -> torch.nn.Module:
-        net = small_net(spec, classes)
+    def stuck(spec: str | None, classes: int, head_stride: int) -> torch.nn.Module:
+        net = small_net(spec, classes, head_stride)
         with torch.no_grad():
             assert net.head.project.bias is not None
             net.head.project.bias[1] = 50.0

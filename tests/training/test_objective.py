@@ -6,6 +6,7 @@ from fastseg_losses.base import SegmentationLoss
 from fastseg_losses.losses import get_loss_function
 from fastseg_losses.training.config import resolve
 from fastseg_losses.training.distributed import World
+from fastseg_losses.training.joint_regions import JointRegions
 from fastseg_losses.training.labels import BINARY_IGNORED
 from fastseg_losses.training.objective import Objective
 from fastseg_losses.training.valid_shares import ValidShares
@@ -108,3 +109,15 @@ def test_without_a_weight_pseudo_rows_need_not_be_there() -> None:
     assert "pseudo" not in plain.needs and "pseudo" in objective(criterion, 1.0).needs
     del batch["pseudo"]
     assert len(plain.factors([batch, batch])) == 2
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_small_logits_are_upsampled_in_joint_regions_too(settings: dict[str, object]) -> None:
+    criterion, logits, batch, _ = make(settings | {"batch_dice": True, "tversky_weight": 0.5})
+    small = logits[..., ::4, ::4].detach().requires_grad_()
+    expected = criterion(small, batch["mask"], batch["valid"])
+    loss = JointRegions(criterion, World())(small, batch["mask"], batch["valid"], None)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, small)
+    (wanted,) = torch.autograd.grad(expected, small)
+    torch.testing.assert_close(gradient, wanted)

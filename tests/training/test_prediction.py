@@ -29,7 +29,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def predict(model: TrainedModel, image: Tensor) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = model.net(image)
+        logits: Tensor = model.logits(image)
     return logits
 
 
