@@ -20,8 +20,9 @@ from fastseg_losses.arguments import (
     check_flag,
     check_number,
 )
-from fastseg_losses.backends import BACKENDS
+from fastseg_losses.backends import BACKENDS, takes_triton
 from fastseg_losses.inputs import FLOATING
+from fastseg_losses.ops_masks import launch_masks
 from fastseg_losses.upsampling import LINEAR, interpolate, spatial_size
 
 # The most classes whose ids a mask's dtype holds.
@@ -62,8 +63,9 @@ def predict_mask(
     """The predicted mask at full resolution, from logits of any resolution.
 
     What `F.interpolate(logits, size, ...)` and `argmax(1)`, or `sigmoid() > threshold`, give (of
-    equal classes the first), without the upsampled logits of the whole batch: one sample's at a
-    time, in float32 (float64 for float64). With upsample="nearest", none at all.
+    equal classes the first; two that are equal within float32 rounding may change places), without
+    the upsampled logits: the kernel (2-D space) writes the mask alone, the torch backend upsamples
+    one sample at a time, in float32 (float64 for float64), with upsample="nearest" none at all.
 
     Args:
         logits: (N, C, *spatial), 1-D to 3-D space, float32, float16, bfloat16 or float64, before
@@ -83,7 +85,7 @@ def predict_mask(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument outside its range, or a shape that does not fit.
-        NotImplementedError: backend="triton", for which there is no kernel yet.
+        RuntimeError: backend="triton" where the kernels cannot run.
 
     Example:
         >>> import torch
@@ -97,16 +99,28 @@ def predict_mask(
 
 
 def _masks(request: Request, backend: str) -> Tensor:
-    """Masks (N, C, *size), or (N, 1, *size), by the backend that is asked for.
-
-    A kernel for 2-D space belongs here, before the last line, where `backends.takes_triton` says
-    that it can run.
-    """
-    if backend == "triton":
-        raise NotImplementedError(
-            "backend='triton': predict_mask has no kernel yet; use backend='torch' or 'auto'"
+    """Masks (N, C, *size), or (N, 1, *size), by the backend that is asked for."""
+    logits, size = request.logits, request.size
+    flat = len(size) == 2
+    if backend == "triton" and not flat:
+        raise ValueError(
+            f"logits: backend='triton' makes masks in 2-D, got shape {tuple(logits.shape)}; use "
+            "backend='torch' or 'auto'"
         )
-    return _torch_masks(request)
+    if not flat or torch.compiler.is_compiling() or not takes_triton(backend, logits):
+        return _torch_masks(request)
+    channels = 1 if request.classes else logits.shape[1]
+    masks = logits.new_empty((len(logits), channels, *size), dtype=_dtype(request))
+    if channels > 1:  # each for itself
+        logits = logits.reshape(-1, 1, *logits.shape[2:])
+    launch_masks(
+        masks.view(len(logits), *size),
+        logits,
+        upsample=request.upsample,
+        align_corners=request.align_corners,
+        least=request.cut,
+    )
+    return masks
 
 
 def _torch_masks(request: Request) -> Tensor:

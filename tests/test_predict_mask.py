@@ -125,9 +125,41 @@ X = torch.zeros(1, 3, 4, 4)
         (lambda: predict_mask(X, mode="multilabel", threshold=0), ValueError, "^threshold: "),
         (lambda: predict_mask(X, mode="multilabel", threshold="a"), TypeError, "^threshold: "),
         (lambda: predict_mask(X, backend="cuda"), ValueError, "^backend: expected one of"),
-        (lambda: predict_mask(X, backend="triton"), NotImplementedError, "^backend='triton'"),
+        (
+            lambda: predict_mask(torch.zeros(1, 2, 2, 2, 2), backend="triton"),
+            ValueError,
+            "^logits: backend='triton' makes masks in 2-D",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("mode", "low", "size"),
+    [
+        ("multiclass", (2, 5, 3, 4), (12, 16)),
+        ("multiclass", (1, 300, 2, 2), (5, 3)),
+        ("multiclass", (2, 3, 4, 5), (4, 5)),
+        ("binary", (2, 3, 4), (7, 9)),
+        ("multilabel", (2, 3, 3, 4), (6, 8)),
+    ],
+)
+@pytest.mark.parametrize("how", [{}, {"align_corners": True}, {"upsample": "nearest"}])
+def test_kernel_makes_the_same_masks(device, mode, low, size, how):
+    logits = torch.randn(low, device=device)
+    threshold = {} if mode == "multiclass" else {"threshold": 0.4}
+    options = {"mode": mode, **how, **threshold}
+    expected = predict_mask(logits, size, **options, backend="torch")
+    found = predict_mask(logits, size, **options, backend="triton")
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    # random logits tie within a rounding in next to no pixel
+    assert (found != expected).sum() <= (0 if mode == "multiclass" and how.get("upsample") else 1)
+
+
+def test_kernel_takes_the_first_of_equal_classes(device):
+    mask = predict_mask(torch.zeros(1, 4, 2, 2, device=device), (8, 8), backend="triton")
+    assert mask.count_nonzero() == 0
