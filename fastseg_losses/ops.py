@@ -29,7 +29,7 @@ from fastseg_losses.state import (
     unread_on,
 )
 from fastseg_losses.stats import row_length
-from fastseg_losses.upsampling import full_spec
+from fastseg_losses.upsampling import full_spec, stand_in
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
@@ -71,7 +71,10 @@ def segmentation_loss(
         if not takes_triton(backend, inputs[0], spec):
             return torch_loss(spec, inputs, stats_out, want_stats=want_stats)
         if compiling:
-            check_call(spec, inputs)
+            full = inputs[0]
+            if spec.upsample is not None:
+                full = stand_in(spec, full, inputs[1])
+            check_call(spec, (full, *inputs[1:]))
             if stats_out is not None:
                 check_stats_out(stats_out, row_length(spec, inputs[0]), inputs[0].device)
             loss, row, _ = loss_forward(*inputs, spec.key)

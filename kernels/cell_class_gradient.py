@@ -257,8 +257,8 @@ def _cell_class_gradient_kernel(
                 dlogits_stride_y, C * BLOCK_W, PIECES, IN_PLACE,
             )  # fmt: skip
     else:
-        zero = tl.zeros([BLOCK_W], dlogits_ptr.dtype.element_ty)
+        nothing = tl.zeros([BLOCK_W], dlogits_ptr.dtype.element_ty)
         for row in range(begin, end):
             for c in range(C):
                 ptrs = columns_ptr + c * dlogits_stride_c + row * dlogits_stride_y
-                tl.store(ptrs, zero, mask=own)
+                tl.store(ptrs, nothing, mask=own)

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from fastseg_losses.kernels.interpolation import (
     fetch_corners,
+    not_finite,
     output_offsets,
     outputs_of,
     ready_corners,
@@ -101,9 +102,8 @@ def see_classes(
     outputs = ()
     for u in tl.static_range(COUNT):
         zs = class_outputs(corners[u], across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX)
-        raw = corners[u][0].to(tl.float32)
         outputs = outputs + (zs,)
-        trace += raw - raw
+        trace += not_finite(corners[u])
     largest, first, total = state
     new_largest = ()
     new_first = ()

@@ -233,6 +233,6 @@ def _cell_gradient_kernel(
         gradient = (carried + late[0] + late[2]).to(dlogits_ptr.dtype.element_ty)
         tl.store(columns_ptr + (end - 1) * stride_y, gradient, mask=own)
     else:
-        zero = tl.zeros([BLOCK_W], dlogits_ptr.dtype.element_ty)
+        nothing = tl.zeros([BLOCK_W], dlogits_ptr.dtype.element_ty)
         for row in range(first, end):
-            tl.store(columns_ptr + row * tl.cast(dlogits_stride_y, tl.int64), zero, mask=own)
+            tl.store(columns_ptr + row * tl.cast(dlogits_stride_y, tl.int64), nothing, mask=own)

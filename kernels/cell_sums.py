@@ -10,6 +10,7 @@ from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.cell_pieces import fetch_piece, fetch_targets, ready_targets
 from fastseg_losses.kernels.interpolation import (
     corner_pointers,
+    not_finite,
     odd_corners,
     odd_outputs,
     outputs_of,
@@ -191,8 +192,7 @@ def _cell_sums_kernel(
                 MOST_Y, START_Y, EACH_Y, WHOLE, GRAB,
             )  # fmt: skip
             down = (slopes_between(weights_y, last_y), weights_y, last_y)
-            first = corners[0].to(tl.float32)
-            trace += first - first
+            trace += not_finite(corners)
             targets, lives = ready_targets(
                 raw, valid_ptr, positions_y, positions_x, there, valid_stride_y, valid_stride_x,
                 ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE, GRAB, PTX,

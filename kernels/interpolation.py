@@ -102,6 +102,15 @@ def ready_corners(corners, SCALE: tl.constexpr, BOTH: tl.constexpr):
 
 
 @triton.jit
+def not_finite(corners):
+    """NaN where a corner is NaN or infinite, else 0: whoever holds a piece of its cells sees it."""
+    total = corners[0].to(tl.float32)
+    for k in tl.static_range(1, 4):
+        total += corners[k].to(tl.float32)
+    return total - total
+
+
+@triton.jit
 def corner_pointers(base_ptr, i, j, h, w, stride_y, stride_x):
     """Pointers to the logits at the corners of cells (i, j): 00, 01, 10, 11; the ring closes."""
     stride_y = tl.cast(stride_y, tl.int64)
