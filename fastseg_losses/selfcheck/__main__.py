@@ -21,8 +21,8 @@ HEADER = (
     f"{'mode':<10} {'loss':<17} {'dtype':<8} {'backend':<8} {'value error':>11} {'(plain)':>9} "
     f"{'gradient':>8} {'(plain)':>9} {'ours':>9} {'eager':>9}"
 )
-LEGEND = """error: relative to the formula in float64; (plain): that of the formula in eager PyTorch,
-float32; times: milliseconds forward and backward, {clock}; triton/1: in one launch"""
+LEGEND = """error: relative to the formula in float64; (plain): that of the formula in eager
+PyTorch, float32; times: milliseconds forward and backward, {clock}; triton/1: in one launch"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
