@@ -25,6 +25,8 @@ PAIRS = (
     *(f"{python}/{OLDEST}" for python in ("3.10", "3.13")),
     *(f"{python}/{PINNED}" for python in ("3.10", "3.11", "3.12", "3.13")),
 )
+# Triton 3.4's interpreter makes Python numbers of arrays of one element, which NumPy 2.5 refuses.
+COMPANIONS = {OLDEST: ("numpy<2.4",)}
 # What needs neither the training extra nor other libraries.
 TESTS = (
     *("test_losses", "test_reference", "test_reference_multiclass", "test_inputs", "test_stats"),
@@ -90,7 +92,7 @@ def run_pair(pair: str, wheel: Path, work: Path, uv: str) -> bool:
     check = ["-m", "fastseg_losses.selfcheck", "--device", "cpu"]
     steps = [
         Step("environment", [uv, "venv", "--quiet", "--python", python, str(home)]),
-        Step("install", [*install, f"torch=={torch}", str(wheel)]),
+        Step("install", [*install, f"torch=={torch}", *COMPANIONS.get(torch, ()), str(wheel)]),
         Step("pip check", [uv, "pip", "check", "--python", interpreter]),
         Step("self-check", [interpreter, *check]),
         Step("interpreted", [interpreter, *check, "--quick"], {"TRITON_INTERPRET": "1"}),
