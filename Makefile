@@ -4,6 +4,7 @@
 #   make test-quick   a minute's tests     make clean   remove .venv and what the tools left behind
 #   make bench    run the benchmarks       make docs    the API reference, in build/api
 #   make coverage run all tests, with the lines and branches that they reach
+#   make mutants  change the specification and the monitor, and list what no test notices
 #   make matrix   the wheel in clean environments, Python 3.10 to 3.13, oldest and newest torch (needs uv)
 # `make test PYTHON=python3.12` picks the interpreter of a new .venv.
 
@@ -21,7 +22,7 @@ API    := fastseg_losses fastseg_losses.signatures fastseg_losses.compat fastseg
 	fastseg_losses.compat.monai fastseg_losses.compat.nnunet fastseg_losses.compat.torchvision \
 	fastseg_losses.compat.sam2 fastseg_losses.training
 
-.PHONY: train test test-quick lint bench docs coverage matrix clean
+.PHONY: train test test-quick lint bench docs coverage matrix mutants clean
 
 train: $(STAMP)
 	$(PY) train.py
@@ -60,6 +61,12 @@ coverage: $(STAMP)
 matrix: $(STAMP)
 	$(PY) tests/matrix.py
 
+# Of the files that [tool.mutmut] names; what survived is listed at the end.
+mutants: $(STAMP)
+	$(PIP) --editable '.[mutants]'
+	$(VENV)/bin/mutmut run
+	$(VENV)/bin/mutmut results
+
 # torch first and by its exact version: a plain `torch` may resolve to a newer build of several GB.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastseg-losses needs Python 3.10 or newer; try: make PYTHON=python3.12")'
@@ -70,5 +77,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist mutants .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
