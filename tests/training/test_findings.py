@@ -79,7 +79,7 @@ def test_a_fallen_score_is_told_with_its_best_and_its_last_three() -> None:
 # ---- classes
 
 
-SHARES = (0.02, 0.08, 0.0, 0.1, 0.8)
+SHARES = (0.08, 0.02, 0.0, 0.1, 0.8)
 SWALLOWED = class_snapshot(SHARES, (0.0, 0.0, 0.0, 0.0, 1.0), pixels=1e5)
 
 
@@ -87,7 +87,7 @@ def test_a_swallowing_class_names_the_others_by_their_size() -> None:
     text = class_findings.swallowed(tally(SWALLOWED, 5), 4, checks=2, batches=100)
     others = ", ".join(
         f"class {k} at {share}% of the target pixels (predicted 0%)"
-        for k, share in ((3, 10), (1, 8), (0, 2))
+        for k, share in ((3, 10), (0, 8), (1, 2))
     )
     assert f"targets show it at 80%, and {others}. Likely" in text
     assert "class 4 swallows the others: for 2 checks (100 batches) it is predicted at 100%" in text
