@@ -139,6 +139,14 @@ def test_one_good_check_between_bad_ones_is_no_recovery() -> None:
     assert told == [[], [Cause.NOT_PREDICTED], [], [], [Cause.RECOVERED]]
 
 
+def test_a_recovery_says_so() -> None:
+    monitor = CollapseMonitor(check_every=1, patience=2, warmup=0)
+    said = [f for b in [SILENT] * 2 + [snapshot()] * 3 for f in monitor.observe(b, lr=1e-3)]
+    assert said[-1].message.startswith(
+        "predictions recovered: the foreground is predicted again. Evidence"
+    )
+
+
 UNDRAWN = snapshot(predicted=0.2, found=0.09)  # twice the area, a precision of 0.45
 
 

@@ -145,6 +145,8 @@ def test_a_class_swallows_what_the_targets_show_of_others() -> None:
     assert swallowing_class(everywhere) == 0  # it is predicted at over 99 %, and drawn at 25 %
     at_the_bound = classes([0.25, 0.75], [0.99, 0.01], [0.25, 0.01], 1e5)
     assert swallowing_class(at_the_bound) is None
+    half = classes([0.5, 0.5], [0.994, 0.006], [0.5, 0.006], 1e5)
+    assert swallowing_class(half) is None
     # class 0 is most of the target: judged by what is found and predicted of the others
     frequent = classes([0.75, 0.25], [0.998, 0.002], [0.75, 0.002], 1e5)
     assert swallowing_class(frequent) == 0
@@ -162,6 +164,9 @@ def test_a_class_is_silent_under_one_percent_of_itself() -> None:
     assert is_class_silent(seen(0.0, 9.0, 1000.0), 0)
     assert is_class_silent(seen(5.0, 4.0, 995.0), 0)
     assert not is_class_silent(seen(5.0, 5.0, 995.0), 0)
+    assert is_class_silent(
+        seen(0.0, 0.0, 1.0), 0
+    )  # one pixel; how many are enough, the monitor says
     assert not is_class_silent(seen(0.0, 0.0, 0.0), 0)
     assert not is_class_silent(seen(0.0, 10.0, 1000.0), 0)
 
