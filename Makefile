@@ -2,7 +2,10 @@
 #   make train    train the built-in model on the embedded synthetic set
 #   make test     run all tests            make lint    lint, formatting, types
 #   make test-quick   a minute's tests     make clean   remove .venv and what the tools left behind
-#   make bench    run the benchmarks
+#   make bench    run the benchmarks       make docs    the API reference, in build/api
+#   make coverage run all tests, with the lines and branches that they reach
+#   make mutants  change the specification and the monitor, and list what no test notices
+#   make matrix   the wheel in clean environments, Python 3.10 to 3.13, oldest and newest torch (needs uv)
 # `make test PYTHON=python3.12` picks the interpreter of a new .venv.
 
 PYTHON ?= python3
@@ -14,7 +17,12 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check --constraint 
 PEERS  := monai==1.6.1 segmentation-models-pytorch==0.6.0
 STAMP  := $(VENV)/.installed
 
-.PHONY: train test test-quick lint bench clean
+# What users import; tests/test_api_reference.py reads this line.
+API    := fastseg_losses fastseg_losses.signatures fastseg_losses.compat fastseg_losses.compat.smp \
+	fastseg_losses.compat.monai fastseg_losses.compat.nnunet fastseg_losses.compat.torchvision \
+	fastseg_losses.compat.sam2 fastseg_losses.training
+
+.PHONY: train test test-quick lint bench docs coverage matrix mutants clean
 
 train: $(STAMP)
 	$(PY) train.py
@@ -42,6 +50,23 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(PY) -m pytest benchmarks --benchmark-only
 
+docs: $(STAMP)
+	$(PY) -m pdoc -d google -o build/api $(API)
+	@echo "open build/api/fastseg_losses.html"
+
+# Interpreted kernels are Python, and counted too; what only a GPU runs is not reached without one.
+coverage: $(STAMP)
+	$(PY) -m pytest -m "not compile_only" --cov --cov-report=term-missing:skip-covered --cov-report=html:build/coverage
+
+matrix: $(STAMP)
+	$(PY) tests/matrix.py
+
+# Of the files that [tool.mutmut] names; what survived is listed at the end.
+mutants: $(STAMP)
+	$(PIP) --editable '.[mutants]'
+	$(VENV)/bin/mutmut run
+	$(VENV)/bin/mutmut results
+
 # torch first and by its exact version: a plain `torch` may resolve to a newer build of several GB.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastseg-losses needs Python 3.10 or newer; try: make PYTHON=python3.12")'
@@ -52,5 +77,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist mutants .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

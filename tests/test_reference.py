@@ -19,6 +19,7 @@ from fastseg_losses import (
     IoULoss,
     TverskyLoss,
     get_loss_function,
+    reference,
 )
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -423,3 +424,14 @@ def test_monai(reduction):
     if reduction == "mean":  # its sum is over means
         for alpha in (None, 0.3):
             agree(FocalLoss(alpha, 2.0), monai.FocalLoss(gamma=2.0, alpha=alpha), torch.float32)
+
+
+def test_what_is_missed_by_its_three_formulas():
+    """Two of them only compat asks for; the likelihood has another form on each side of bce 0.5."""
+    x, t = torch.linspace(-8, 8, 33, dtype=torch.float64), torch.rand(33, dtype=torch.float64)
+    p = torch.sigmoid(x)
+    nll = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    assert (nll < 0.5).any() and (nll > 0.5).any()
+    assert_close(reference.missed(x, t, "product"), p + t - 2 * p * t)
+    assert_close(reference.missed(x, t, "likelihood"), 1 - torch.exp(-nll))
+    assert_close(reference.missed(x, t, "margin"), torch.sigmoid(x - 2 * x * t))

@@ -329,3 +329,49 @@ def test_monai():
     torch.testing.assert_close(
         ours(logits, targets), theirs(logits, targets[:, None]), rtol=1e-4, atol=1e-6
     )
+
+
+# ---- what mutants of the reference had survived
+
+
+@pytest.mark.parametrize("name", ["ce", "dice", "iou", "tversky", "focal", "combined"])
+def test_soft_targets_of_pixels_that_do_not_count_are_not_read(name):
+    logits, _ = draw((1, 5, 6, 7))
+    soft, valid = soften(logits), torch.rand(1, 6, 7) < 0.6
+    broken = torch.where(valid[:, None], soft, math.nan)
+    criterion = get_loss_function(name, mode="multiclass")
+    kept = (logits[0, :, valid[0]][None, :, :, None], soft[0, :, valid[0]][None, :, :, None])
+    torch.testing.assert_close(criterion(logits, broken, valid), criterion(*kept))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_a_ruled_out_class_costs_nothing_beside_soft_targets(gamma):
+    logits, _ = draw()
+    soft = soften(logits)
+    soft[:, 3] = 0
+    soft = soft / soft.sum(1, keepdim=True)
+    others = [0, 1, 2, 4]
+    ruled_out = logits.clone()
+    ruled_out[:, 3] = -math.inf
+    for criterion in (CrossEntropyLoss(), FocalLoss(gamma=gamma, mode="multiclass")):
+        expected = criterion(logits[:, others], soft[:, others])
+        torch.testing.assert_close(criterion(ruled_out, soft), expected)
+        asked_for = torch.full_like(soft, 0.2)
+        assert float(criterion(ruled_out, asked_for)) == math.inf
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_each_class_against_the_rest_with_ignored_pixels_and_weights(weights):
+    logits, targets = draw()
+    targets[0, :2] = 255
+    shared = {"activation": "sigmoid", "ignore_index": 255, "class_weights": weights}
+    pos_weight = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.5], dtype=torch.float64)
+    ours = BCELoss(pos_weight, mode="multiclass", **shared)(logits, targets)
+    kept = targets != 255
+    masks = one_hot(torch.where(kept, targets, 0)).double()
+    each = F.binary_cross_entropy_with_logits(
+        logits, masks, pos_weight=pos_weight.view(-1, 1, 1), reduction="none"
+    )
+    w = torch.ones(5, dtype=torch.float64) if weights is None else weights
+    expected = (each * w.view(-1, 1, 1) * kept[:, None]).sum() / (kept.sum() * w.sum())
+    torch.testing.assert_close(ours, expected)
