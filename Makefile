@@ -22,15 +22,21 @@ API    := fastseg_losses fastseg_losses.signatures fastseg_losses.compat fastseg
 	fastseg_losses.compat.monai fastseg_losses.compat.nnunet fastseg_losses.compat.torchvision \
 	fastseg_losses.compat.sam2 fastseg_losses.training
 
-.PHONY: train test test-quick lint bench docs coverage matrix mutants clean
+.PHONY: train test test-behaviour test-builds test-quick lint bench docs coverage matrix mutants clean
 
 train: $(STAMP)
 	$(PY) train.py
 
 # Two processes, because whether a kernel is interpreted is decided when it is decorated: the first
 # interprets the kernels where there is no GPU, the second builds them for GPUs that need not be there.
+# Side by side, a thread each: on two cores, more threads than cores made tests ten times as slow.
 test: $(STAMP)
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 --output-sync=target test-behaviour test-builds
+
+test-behaviour: $(STAMP)
 	$(PY) -m pytest -m "not compile_only"
+
+test-builds: $(STAMP)
 	TRITON_INTERPRET=0 $(PY) -m pytest tests -m compile_only
 
 # The losses on plain PyTorch, their arguments, errors and documents: without what takes the time, which is
