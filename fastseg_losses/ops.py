@@ -155,7 +155,11 @@ def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -
     strides = plan.dloss_strides(dloss.stride()) if dloss.dim() else (0, 0, 0)
     outputs: tuple[Tensor, ...] = (dlogits,)
     if plan.exchange_size:
-        outputs = (dlogits, logits.new_empty((plan.exchange_size,), dtype=torch.float32))
+        # in what the forward launch has left behind the table, where that is large enough
+        exchange = table[plan.workspace_start :]
+        if exchange.numel() < plan.exchange_size:
+            exchange = logits.new_empty((plan.exchange_size,), dtype=torch.float32)
+        outputs = (dlogits, exchange)
     tensors = (*outputs, dloss, table, logits, targets, valid, pos_weight, *plan.tables)
     plan.backward(tensors, strides, stream_of(device))
     return dlogits

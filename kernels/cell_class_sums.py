@@ -186,7 +186,7 @@ def _cell_class_sums_kernel(
             ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
             state, trace = survey(
                 ptrs, stride_c, needed, across, down, sums[NUM_POINT + EXTRAS - 1], C, COUNT,
-                EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX, PTX,
+                EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX, True, PTX,
             )  # fmt: skip
             certains = lives
             if not IDS:
@@ -226,7 +226,7 @@ def _cell_class_sums_kernel(
                     p = 1.0 / (1.0 + exp2(-state[0][k] * LOG2E, PTX))
                     p = tl.where(lives[k], p, 0.0)
                 lses = lses + (lse,)
-                first = first + (tl.where(lives[k], state[1][k].to(tl.float32), -2.0),)
+                first = first + (tl.where(lives[k], state[1][k], -2.0),)
                 classes = classes + (labels[k].to(tl.float32),)
                 best += p
                 above += tl.where(p > 0.5, 1.0, 0.0)

@@ -14,7 +14,7 @@ from fastseg_losses.kernels.interpolation import (
     outputs_of,
     ready_corners,
 )
-from fastseg_losses.kernels.special import LOG2E, exp2
+from fastseg_losses.kernels.special import LOG2E, exp2, greater
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def class_outputs(
 def see_classes(
     state, trace, corners, c, across, down, COUNT: tl.constexpr,
     EACH_Y: tl.constexpr, EACH_X: tl.constexpr, SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
-    SOFTMAX: tl.constexpr, PTX: tl.constexpr,
+    SOFTMAX: tl.constexpr, TRACE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Take COUNT classes from c on into the largest logits, who has them, and the sums of 2**z.
 
@@ -103,7 +103,9 @@ def see_classes(
     for u in tl.static_range(COUNT):
         zs = class_outputs(corners[u], across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX)
         outputs = outputs + (zs,)
-        trace += not_finite(corners[u])
+        if TRACE:
+            trace += not_finite(corners[u])
+    class_c = tl.cast(c, tl.float32)
     largest, first, total = state
     new_largest = ()
     new_first = ()
@@ -112,7 +114,9 @@ def see_classes(
         top = largest[k]
         who = first[k]
         for u in tl.static_range(COUNT):
-            who = tl.where(outputs[u][k] > top, c + u, who)
+            # by a product: for a select the compiler keeps, and packs, a predicate of every output
+            more = greater(outputs[u][k], top, PTX)
+            who = tl.fma(more, class_c + u - who, who)
             top = tl.maximum(top, outputs[u][k])
         new_largest = new_largest + (top,)
         new_first = new_first + (who,)
@@ -130,16 +134,19 @@ def see_classes(
 def survey(
     ptrs, stride_c, there, across, down, trace, C: tl.constexpr, COUNT: tl.constexpr,
     EACH_Y: tl.constexpr, EACH_X: tl.constexpr, SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
-    SOFTMAX: tl.constexpr, PTX: tl.constexpr,
+    SOFTMAX: tl.constexpr, TRACE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """Of each output the largest logit, the first class with it, the sum of 2**(z - largest)."""
+    """Of each output the largest logit, the first class with it, the sum of 2**(z - largest).
+
+    The class as a float. TRACE: the trace becomes NaN where a logit is not finite.
+    """
     nothing = tl.zeros(there.shape, tl.float32)
     largest = ()
     first = ()
     total = ()
     for _k in tl.static_range(EACH_Y * EACH_X):
         largest = largest + (nothing + float("-inf"),)
-        first = first + (tl.zeros(there.shape, tl.int32),)
+        first = first + (nothing,)
         total = total + (nothing,)
     state = (largest, first, total)
     ahead = ()
@@ -152,11 +159,11 @@ def survey(
             ahead = ahead + (fetch_class(ptrs, c + COUNT + u, stride_c, there, C),)
         state, trace = see_classes(
             state, trace, corners, c, across, down, COUNT,
-            EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX, PTX,
+            EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX, TRACE, PTX,
         )  # fmt: skip
     if C % COUNT > 0:
         state, trace = see_classes(
             state, trace, ahead, C // COUNT * COUNT, across, down, C % COUNT,
-            EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX, PTX,
+            EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX, TRACE, PTX,
         )  # fmt: skip
     return state, trace

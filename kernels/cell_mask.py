@@ -86,11 +86,11 @@ def _cell_mask_kernel(
                 )  # fmt: skip
                 classes = ()
                 for k in tl.static_range(EACH_Y * EACH_X):
-                    classes = classes + (tl.where(zs[k] > least, 1, 0),)
+                    classes = classes + (tl.where(zs[k] > least, 1.0, 0.0),)
             else:
                 state, _ = survey(
                     ptrs, stride_c, there, across, down, zero, C, COUNT,
-                    EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, False, PTX,
+                    EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, False, False, PTX,
                 )  # fmt: skip
                 classes = state[1]
             offsets = output_offsets(positions_y, positions_x, W, 1)
@@ -99,7 +99,7 @@ def _cell_mask_kernel(
                 if not WHOLE:
                     position_x = positions_x[k % EACH_X]
                     inside = inside & (tl.minimum(positions_y[k // EACH_X], position_x) >= 0)
-                value = classes[k].to(mask_ptr.dtype.element_ty)
+                value = classes[k].to(tl.int32).to(mask_ptr.dtype.element_ty)
                 tl.store(mask_ptr + offsets[k], value, mask=inside)
 
 

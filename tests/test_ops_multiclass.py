@@ -11,6 +11,7 @@ from fastseg_losses import (
     CrossEntropyLoss,
     DiceLoss,
     FocalLoss,
+    formulas,
     ops,
     plans,
     region_sums,
@@ -267,7 +268,7 @@ def test_no_program_counts_beyond_what_float32_holds(samples):
             **{"valid_kind": "none", "pos_weight_stride": 0},
         )
         criterion = combined()
-        formula = plans._formula(criterion.spec, False, False, hard=True)
+        formula = formulas.formula_of(criterion.spec, False, False, hard=True)
         plan = multiclass_plan.ClassPlan(layout, formula, launch.Device(132, True))
         tile = plan.tile
         tiles = -(-(1 << 26) // (tile.rows * tile.width))
