@@ -1,8 +1,8 @@
 """Low-resolution logits, beside interpolation and a loss: python benchmarks/upsampled.py NAME.
 
 Writes benchmarks/results/NAME.json and NAME.md. Each implementation of each row runs in a process
-of its own, so that what one has compiled or cached serves no other. GPU time by events, medians;
-wall time apart; peak memory above the inputs. Needs a GPU; SegFormer needs transformers.
+of its own, so that what one has compiled or cached serves no other. GPU time is that of the
+kernels, by the profiler; wall time apart; peak memory above the inputs. Needs a GPU; SegFormer needs transformers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from conftest import machine
-from measure import events_us, wall_us
+from measure import kernels_us, wall_us
 from rivals import HAND
 from torch import Tensor
 
@@ -152,7 +152,9 @@ def timed(step: Callable[[], Any]) -> dict[str, float]:
     """GPU time and wall time in microseconds, after enough calls to have compiled everything."""
     for _ in range(5):
         step()
-    return {"gpu_us": round(events_us(step), 1), "wall_us": round(wall_us(step, "cuda"), 1)}
+    gpu_us, launches = kernels_us(step)
+    wall = round(wall_us(step, "cuda"), 1)
+    return {"gpu_us": round(gpu_us, 1), "launches": round(launches), "wall_us": wall}
 
 
 def peak_above(step: Callable[[], Any]) -> int:
