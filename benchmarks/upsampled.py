@@ -2,7 +2,8 @@
 
 Writes benchmarks/results/NAME.json and NAME.md. Each implementation of each row runs in a process
 of its own, so that what one has compiled or cached serves no other. GPU time is that of the
-kernels, by the profiler; wall time apart; peak memory above the inputs. Needs a GPU; SegFormer needs transformers.
+kernels, by the profiler; wall time apart; peak memory above the inputs. Needs a GPU; SegFormer
+needs transformers.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from fastseg_losses.kernels.cell_class_slopes import (
 )
 from fastseg_losses.kernels.cell_classes import any_of, class_outputs, fetch_class, read_labels
 from fastseg_losses.kernels.interpolation import (
+    both_from_left,
     corner_pointers,
-    from_left,
     locate,
     output_offsets,
     shares_of,
@@ -243,7 +243,9 @@ def _cell_class_gradient_kernel(
                     row, piece, begin, end, own & (c + lane * 0 > 0),
                     dlogits_stride_y, C * BLOCK_W, PIECES, IN_PLACE,
                 )  # fmt: skip
-                top, bottom = from_left(exchange_ptr, turn, shares[1], shares[3], before, BLOCK_W)
+                top, bottom = both_from_left(
+                    exchange_ptr, turn, shares[1], shares[3], before, BLOCK_W
+                )
                 upper, lower = pick_up(
                     class_ptr, buffer_ptr, row, piece, begin, end, own,
                     dlogits_stride_y, C * BLOCK_W, IN_PLACE,

@@ -71,6 +71,7 @@ class CellClassPlan(CellPlan):
         self.tables = ()
         self._walk(at.N)
         self.in_place = at.logits_bytes == 4
+        self.exchange_size *= 2
         if not self.in_place:
             self.exchange_size += self.exchange_size // 2 * at.C
         self._forward = self._backward = None

@@ -11,9 +11,9 @@ from fastseg_losses.kernels.interpolation import (
     odd_outputs,
     output_of,
     ready_corners,
-    stacked,
 )
 from fastseg_losses.kernels.special import LN2, LOG2E, equal, exp2, log1p_unit, log2
+from fastseg_losses.kernels.stacking import stacked
 from fastseg_losses.kernels.terms import NEUTRAL, pixel_of
 
 RECORD = multiclass_rows.RECORD

@@ -10,9 +10,9 @@ import triton.language as tl
 from fastseg_losses.kernels.cell_class_points import spread_share
 from fastseg_losses.kernels.cell_classes import class_outputs, fetch_class
 from fastseg_losses.kernels.gradient import slope_of_terms
-from fastseg_losses.kernels.interpolation import stacked, unstacked
 from fastseg_losses.kernels.multiclass_slopes import load_point, load_region
 from fastseg_losses.kernels.special import LN2, LOG2E, exp2
+from fastseg_losses.kernels.stacking import stacked, unstacked
 from fastseg_losses.kernels.terms import NEUTRAL
 
 SKIPPED = tl.constexpr(1e30)  # in place of a logarithm: every probability is 0

@@ -18,10 +18,9 @@ from fastseg_losses.kernels.interpolation import (
     ready_corners,
     shares_of,
     slopes_between,
-    stacked,
-    unstacked,
 )
 from fastseg_losses.kernels.pixels import pixel_base
+from fastseg_losses.kernels.stacking import stacked, unstacked
 from fastseg_losses.kernels.terms import NEUTRAL
 
 NORMS = finalize.NORMS
@@ -67,7 +66,7 @@ NOT_SPECIALIZED = (
 def _cell_gradient_kernel(
     # outputs
     dlogits_ptr,  # (N, C, h, w)
-    exchange_ptr,  # (programs, 4, BLOCK_W) float32, for values from one thread to the next
+    exchange_ptr,  # (programs, 2, BLOCK_W) float32, for values from one thread to the next
     # inputs
     dloss_ptr,  # () or (N, C) or (C,), or (4, N, C) with sums
     table_ptr,  # norms, coefs: see finalize.py
@@ -158,7 +157,7 @@ def _cell_gradient_kernel(
     if pos_weight_ptr is not None:
         pos_weight = tl.load(pos_weight_ptr + c * pos_weight_stride)
     params = (term_params[0], term_params[1], term_params[2], pos_weight, term_params[3])
-    exchange_ptr += pid.to(tl.int64) * (4 * BLOCK_W)
+    exchange_ptr += pid.to(tl.int64) * (2 * BLOCK_W)
     G = N * C
     g = pair
     if BATCH:
@@ -177,10 +176,11 @@ def _cell_gradient_kernel(
     if annotated:
         coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
         zero = tl.zeros([BLOCK_W], tl.float32)
-        carried = zero  # the lower shares of the row above
+        left = zero  # the lower shares of the row above
+        right = zero
         totals = (zero, zero, zero, zero)
         # A row is stored a turn later, when what the neighbours have given is there.
-        late = (zero, zero, zero, zero)
+        late = (zero, zero)
         stride_y = tl.cast(dlogits_stride_y, tl.int64)
         ahead = fetch_place(
             logits_ptr, targets_ptr, positions_ptr, weights_ptr, begin * PIECES,
@@ -224,13 +224,15 @@ def _cell_gradient_kernel(
             if (step + PIECES) % PIECES == PIECES - 1:
                 row = (step + PIECES) // PIECES - 1
                 if row > first:
-                    gradient = (carried + late[0] + late[2]).to(dlogits_ptr.dtype.element_ty)
+                    gradient = (late[0] + late[1]).to(dlogits_ptr.dtype.element_ty)
                     tl.store(columns_ptr + (row - 1) * stride_y, gradient, mask=own)
-                carried = late[1] + late[3]
-                top, bottom = from_left(exchange_ptr, row, totals[1], totals[3], before, BLOCK_W)
-                late = (totals[0], totals[2], top, bottom)
+                # both rows' right shares together: one value a cell goes to its neighbour
+                moved = from_left(exchange_ptr, row, right + totals[1], before, BLOCK_W)
+                late = (left + totals[0], moved)
+                left = totals[2]
+                right = totals[3]
                 totals = (zero, zero, zero, zero)
-        gradient = (carried + late[0] + late[2]).to(dlogits_ptr.dtype.element_ty)
+        gradient = (late[0] + late[1]).to(dlogits_ptr.dtype.element_ty)
         tl.store(columns_ptr + (end - 1) * stride_y, gradient, mask=own)
     else:
         nothing = tl.zeros([BLOCK_W], dlogits_ptr.dtype.element_ty)

@@ -111,7 +111,7 @@ class CellPlan(Plan):
         wanted = max(1, tile.programs * self.device.multiprocessors // (walks * self.columns))
         self.rows = -(-at.y.size // min(at.y.size, wanted))
         self.strips = -(-at.y.size // self.rows)
-        self.exchange_size = 4 * tile.block_w * walks * self.strips * self.columns
+        self.exchange_size = 2 * tile.block_w * walks * self.strips * self.columns
 
     def forward_launch(self) -> Launch:
         """The forward launch, without its tensors."""

@@ -17,10 +17,10 @@ from fastseg_losses.kernels.interpolation import (
     places,
     ready_corners,
     slopes_between,
-    stacked,
 )
 from fastseg_losses.kernels.last_program import finish_program
 from fastseg_losses.kernels.pixels import pixel_base
+from fastseg_losses.kernels.stacking import stacked
 from fastseg_losses.kernels.sums import add_tile, columns_sum
 from fastseg_losses.kernels.terms import NEUTRAL
 

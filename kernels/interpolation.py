@@ -7,8 +7,6 @@ A thread holds one cell at a time, or a piece of EACH_Y x EACH_X of its outputs:
 import triton
 import triton.language as tl
 
-from fastseg_losses.kernels.sums import join_halves
-
 # An infinite logit is read as this, so that a weight of 0 leaves nothing of it; NaN stays.
 HUGE = tl.constexpr(1e30)
 
@@ -246,12 +244,21 @@ def shares_of(slopes, across, down, EACH_Y: tl.constexpr, EACH_X: tl.constexpr):
 
 
 @triton.jit
-def from_left(exchange_ptr, turn, top, bottom, before, BLOCK_W: tl.constexpr):
-    """Each cell's two values at the cell that has it `before`, by way of memory (4, BLOCK_W).
+def from_left(exchange_ptr, turn, value, before, BLOCK_W: tl.constexpr):
+    """Each cell's value at the cell that has it `before`, by way of memory (2, BLOCK_W).
 
     tl.gather keeps an axis within each warp: 64 shuffles for 256 cells. Two buffers in turn, so
     that one barrier is enough: who writes the next but one has passed that of the next.
     """
+    buffer_ptr = exchange_ptr + (turn & 1) * BLOCK_W
+    tl.store(buffer_ptr + tl.arange(0, BLOCK_W), value)
+    tl.debug_barrier()
+    return tl.load(buffer_ptr + before)
+
+
+@triton.jit
+def both_from_left(exchange_ptr, turn, top, bottom, before, BLOCK_W: tl.constexpr):
+    """The same of two values, by way of (2, 2, BLOCK_W)."""
     buffer_ptr = exchange_ptr + (turn & 1) * (2 * BLOCK_W)
     lane = tl.arange(0, BLOCK_W)
     tl.store(buffer_ptr + lane, top)
@@ -271,43 +278,3 @@ def output_offsets(positions_y, positions_x, stride_y, stride_x):
         for b in tl.static_range(len(positions_x)):
             offsets = offsets + (row + tl.maximum(positions_x[b], 0) * stride_x,)
     return offsets
-
-
-@triton.jit
-def stacked(values, fill):
-    """A tuple of [BLOCK_W] as [BLOCK_W, WIDTH], a power of two wide; `fill` behind the last."""
-    padded = values
-    for _ in tl.static_range(triton.next_power_of_2(len(values)) - len(values)):
-        padded = padded + (tl.zeros_like(values[0]) + fill,)
-    width: tl.constexpr = len(padded)
-    for _ in tl.static_range(6):
-        if len(padded) > 1:
-            padded = join_halves(padded)
-    return tl.reshape(padded[0], [padded[0].shape[0], width])
-
-
-@triton.jit
-def halves(value):
-    """The even and the odd columns."""
-    return tl.split(tl.reshape(value, [value.shape[0], value.shape[1] // 2, 2]))
-
-
-@triton.jit
-def unstacked(values, COUNT: tl.constexpr):
-    """The first COUNT columns of [BLOCK_W, WIDTH] as a tuple of [BLOCK_W]."""
-    BLOCK_W: tl.constexpr = values.shape[0]
-    WIDTH: tl.constexpr = values.shape[1]
-    parts = (values,)
-    for _ in tl.static_range(6):
-        if len(parts) < WIDTH:
-            evens = ()
-            odds = ()
-            for k in tl.static_range(len(parts)):
-                even, odd = halves(parts[k])
-                evens = evens + (even,)
-                odds = odds + (odd,)
-            parts = evens + odds
-    columns = ()
-    for k in tl.static_range(COUNT):
-        columns = columns + (tl.reshape(parts[k], [BLOCK_W]),)
-    return columns
