@@ -10,12 +10,13 @@ Mode = Literal["binary", "multilabel", "multiclass"]
 Reduction = Literal["mean", "sum", "none"]
 Absent = Literal["keep", "skip"]
 Activation = Literal["sigmoid"] | None
-Upsample = Literal["bilinear", "nearest"] | None
+UpsampleMode = Literal["bilinear", "nearest"]
+Upsample = UpsampleMode | None
 Backend = Literal["auto", "triton", "torch"]
 
 MODES: tuple[str, ...] = get_args(Mode)
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
-UPSAMPLES: tuple[str, ...] = ("bilinear", "nearest")
+UPSAMPLES: tuple[str, ...] = get_args(UpsampleMode)
 
 
 def check_weight(name: str, value: float) -> float:

@@ -1,6 +1,7 @@
 """Autograd and operators around the kernels.
 
-With `plans.py` and `ops_generalized.py` all that knows both torch and the kernels.
+With `ops_generalized.py`, `ops_masks.py`, `plans.py`, `cell_plans.py` and `formulas.py` all that
+knows both torch and the kernels.
 
 Eager calls go through an `autograd.Function` straight to a kept launch plan; compiled calls go
 through two `torch.library` operators, opaque to the compiler. Both end in the same two launches;
@@ -56,8 +57,6 @@ def segmentation_loss(
     Returns:
         The loss under the spec's reduction, and the row (None unless wanted).
     """
-    if spec.upsample is not None:
-        spec = full_spec(spec, inputs)
     plan = None
     compiling = torch.compiler.is_compiling()
     # compiling first: a look at PLANS would be a guard of compiled code, broken by each new plan
@@ -68,16 +67,17 @@ def segmentation_loss(
         except AttributeError:
             plan = None  # no tensor: the long way says so
     if plan is None:
-        if not takes_triton(backend, inputs[0], spec):
-            return torch_loss(spec, inputs, stats_out, want_stats=want_stats)
+        actual = spec if spec.upsample is None else full_spec(spec, inputs)
+        if not takes_triton(backend, inputs[0], actual):
+            return torch_loss(actual, inputs, stats_out, want_stats=want_stats)
         if compiling:
             full = inputs[0]
-            if spec.upsample is not None:
-                full = stand_in(spec, full, inputs[1])
-            check_call(spec, (full, *inputs[1:]))
+            if actual.upsample is not None:
+                full = stand_in(actual, full, inputs[1])
+            check_call(actual, (full, *inputs[1:]))
             if stats_out is not None:
                 check_stats_out(stats_out, row_length(spec, inputs[0]), inputs[0].device)
-            loss, row, _ = loss_forward(*inputs, spec.key)
+            loss, row, _ = loss_forward(*inputs, actual.key)
             return loss, row if stats_out is None else stats_out.copy_(row)
         plan, inputs = plan_for(spec, inputs)
     raise_alarm()

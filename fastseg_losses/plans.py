@@ -1,4 +1,4 @@
-"""From tensors to launch plans; with `ops.py`, all that knows both torch and the kernels."""
+"""From tensors to launch plans, which are kept."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fastseg_losses.inputs import (
     target_strides,
 )
 from fastseg_losses.spec import LossSpec
+from fastseg_losses.upsampling import full_spec
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
@@ -74,6 +75,8 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
 def _packed(spec: LossSpec, inputs: Inputs) -> Inputs:
     """The documented copy: of those tensors alone whose pixels have no one stride."""
     logits, targets, valid, class_weights, pos_weight = inputs
+    if spec.upsample is not None:
+        spec = full_spec(spec, inputs)
     if spec.upsample is not None:  # of those kernels each axis has a stride of its own
         classes = None if class_weights is None else class_weights.contiguous()
         vector = None if pos_weight is None else pos_weight.contiguous()
@@ -110,6 +113,8 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     """A plan; None if a tensor has to be copied first."""
     from fastseg_losses.kernels import launch, multiclass_plan, single_plan
 
+    if spec.upsample is not None:
+        spec = full_spec(spec, inputs)
     if spec.upsample is not None:
         return make_cell_plan(spec, inputs)
     logits, targets, valid, class_weights, pos_weight = inputs

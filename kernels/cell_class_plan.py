@@ -2,13 +2,19 @@
 
 from typing import Any
 
-from fastseg_losses.kernels import finalize, multiclass_rows, terms
+from fastseg_losses.kernels import finalize, multiclass_rows
 from fastseg_losses.kernels.cell_class_gradient import _cell_class_gradient_kernel
 from fastseg_losses.kernels.cell_class_sums import _cell_class_sums_kernel
 from fastseg_losses.kernels.cell_plan import CellLayout, CellPlan, cell_constants
 from fastseg_losses.kernels.cell_tiles import CellTile, class_gradient_tile, class_sums_tile
-from fastseg_losses.kernels.launch import Device, Formula, Launch, sloped_sums
-from fastseg_losses.kernels.multiclass_plan import class_dloss_strides, team_of
+from fastseg_losses.kernels.class_formula import (
+    backward_constants,
+    class_dloss_strides,
+    class_loss_shape,
+    forward_constants,
+)
+from fastseg_losses.kernels.launch import Device, Formula, Launch
+from fastseg_losses.kernels.multiclass_plan import team_of
 from fastseg_losses.kernels.tiles import CLASS_WORKSPACE_BYTES
 
 CLASSES_AT_A_TIME = 2  # in the first walk over the classes
@@ -35,7 +41,7 @@ class CellClassPlan(CellPlan):
         self.blocks = -(-at.x.size // self.tile.block_w)
         steps = at.y.size * (at.y.most // at.each[0])
         most = self.tile.programs * device.multiprocessors
-        most = min(most, 4 * CLASS_WORKSPACE_BYTES // (4 * row))
+        most = min(most, CLASS_WORKSPACE_BYTES // row)  # four times as much as at full size
         self.splits = self.blocks * max(1, min(most // (at.N * self.blocks), steps))
         self.programs = at.N * self.splits
         self.groups = at.C if f.batch else at.N * at.C
@@ -46,10 +52,7 @@ class CellClassPlan(CellPlan):
             self.table_size = self.kept_start + (1 + self.ids) * at.N * at.y.out * at.x.out
         self.workspace_start = self.table_size + -self.table_size % 16
         self.scratch_size = self.workspace_start + row * (at.N + self.programs)
-        classes = at.C - f.first_class
-        per_group = (classes,) if f.batch else (at.N, classes)
-        shapes = {"none": (at.N,) if f.points else per_group, "sums": (4, at.N, at.C)}
-        self.loss_shape = shapes.get(f.reduction, ())
+        self.loss_shape = class_loss_shape(at.N, at.C, f)
         self._shared = {
             "C": at.C,
             "SMOOTHED": f.smoothed,
@@ -90,21 +93,9 @@ class CellClassPlan(CellPlan):
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             0 if f.ignore_index is None else int(f.ignore_index),
         )
-        first = finalize.FIRST_POINT.value
-        columns = tuple(first + k for k in range(len(f.points)))
-        columns += (finalize.MASS.value, finalize.PREDICTED.value)
-        if not self.ids:
-            columns += (finalize.TARGET.value, finalize.ACTUAL.value)
         constexprs = {
-            "TERMS": self._terms(),
-            "BALANCED": f.balanced,
-            "COLUMNS": (*columns, finalize.VALID.value, finalize.COUNTED.value),
-            "LOGS": f.logs,
-            "POWERS": f.powers,
-            "REDUCTION": f.reduction,
-            "ABSENT": f.absent,
+            **forward_constants(f, at.C, ids=self.ids),
             "COUNT": CLASSES_AT_A_TIME,
-            "BLOCK_C": 1 << (at.C - 1).bit_length(),
             "BLOCK_ROW": self.block_row,
             "BLOCK_ROWS": self.block_rows,
             **self._shared,
@@ -124,12 +115,8 @@ class CellClassPlan(CellPlan):
             f.term_params,
             0 if f.ignore_index is None else int(f.ignore_index),
         )
-        sums = f.reduction == "sums"
         constexprs = {
-            "TERMS": self._terms() if f.softmax else (*sloped_sums(f), *self._terms()),
-            "REGION": bool(f.logs) or sums,
-            "SUMS": sums,
-            "PER_CLASS": sums or (f.reduction == "none" and not f.points),
+            **backward_constants(f),
             "IN_PLACE": self.in_place,
             "RING": self.ring,
             **self._shared,
@@ -137,7 +124,3 @@ class CellClassPlan(CellPlan):
         }
         grid = (at.N * self.strips * self.columns, 1, 1)
         return Launch(_cell_class_gradient_kernel, grid, scalars, constexprs, self._options(tile))
-
-    def _terms(self) -> tuple[Any, ...]:
-        functions = terms.SOFTMAX if self.formula.softmax else terms.POINTWISE
-        return tuple(functions[name] for name in self.formula.points)

@@ -7,6 +7,7 @@ dL/dx_k = p_k (h_k - sum of p h + sum of u) - u_k. All factors are in h and u al
 import triton
 import triton.language as tl
 
+from fastseg_losses.kernels import cell_classes
 from fastseg_losses.kernels.cell_class_points import spread_share
 from fastseg_losses.kernels.cell_classes import class_outputs, fetch_class
 from fastseg_losses.kernels.gradient import slope_of_terms
@@ -15,7 +16,7 @@ from fastseg_losses.kernels.special import LN2, LOG2E, exp2
 from fastseg_losses.kernels.stacking import stacked, unstacked
 from fastseg_losses.kernels.terms import NEUTRAL
 
-SKIPPED = tl.constexpr(1e30)  # in place of a logarithm: every probability is 0
+SKIPPED = cell_classes.SKIPPED
 
 
 @triton.jit

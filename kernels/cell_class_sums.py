@@ -8,7 +8,7 @@ that sum is kept for backward, with its label's -log p.
 import triton
 import triton.language as tl
 
-from fastseg_losses.kernels import finalize, multiclass_rows
+from fastseg_losses.kernels import cell_classes, finalize, multiclass_rows
 from fastseg_losses.kernels.cell_class_points import (
     add_classes,
     count_odd,
@@ -34,7 +34,7 @@ FIRST_POINT = finalize.FIRST_POINT
 FINITE = finalize.COUNTED
 SOFT_PLANES = multiclass_rows.SOFT_PLANES
 ID_PLANES = multiclass_rows.ID_PLANES
-SKIPPED = tl.constexpr(1e30)  # in place of a logarithm: every probability is 0
+SKIPPED = cell_classes.SKIPPED
 
 NOT_SPECIALIZED = (
     *("loss_ptr", "stats_ptr", "counters_ptr", "alarm_ptr", "class_weights_ptr", "vector_ptr"),

@@ -7,6 +7,7 @@ room for all classes: each pass walks over the classes and makes the outputs ane
 import triton
 import triton.language as tl
 
+from fastseg_losses.kernels.cell_pieces import has_output
 from fastseg_losses.kernels.interpolation import (
     fetch_corners,
     not_finite,
@@ -15,6 +16,8 @@ from fastseg_losses.kernels.interpolation import (
     ready_corners,
 )
 from fastseg_losses.kernels.special import LOG2E, exp2, greater
+
+SKIPPED = tl.constexpr(1e30)  # the logarithm of an output that does not count: each p is 0
 
 
 @triton.jit
@@ -41,10 +44,7 @@ def read_labels(
     labels = ()
     lives = ()
     for k in tl.static_range(len(offsets)):
-        live = there
-        if not WHOLE:
-            position_x = positions_x[k % len(positions_x)]
-            live = live & (tl.minimum(positions_y[k // len(positions_x)], position_x) >= 0)
+        live = has_output(k, positions_y, positions_x, there, WHOLE)
         if PIXEL_VALID:
             live = live & (tl.load(valid_ptr + valids[k], mask=live, other=0) != 0)
         label = tl.full(there.shape, -1, tl.int32)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels.cell_classes import class_outputs, fetch_class, survey
+from fastseg_losses.kernels.cell_pieces import has_output
 from fastseg_losses.kernels.cell_plan import CellLayout, cell_constants
 from fastseg_losses.kernels.cell_tiles import class_sums_tile
 from fastseg_losses.kernels.interpolation import (
@@ -95,10 +96,7 @@ def _cell_mask_kernel(
                 classes = state[1]
             offsets = output_offsets(positions_y, positions_x, W, 1)
             for k in tl.static_range(EACH_Y * EACH_X):
-                inside = there
-                if not WHOLE:
-                    position_x = positions_x[k % EACH_X]
-                    inside = inside & (tl.minimum(positions_y[k // EACH_X], position_x) >= 0)
+                inside = has_output(k, positions_y, positions_x, there, WHOLE)
                 value = classes[k].to(tl.int32).to(mask_ptr.dtype.element_ty)
                 tl.store(mask_ptr + offsets[k], value, mask=inside)
 

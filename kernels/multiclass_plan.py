@@ -1,9 +1,14 @@
 """Launch plans of multiclass mode."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from fastseg_losses.kernels import finalize, multiclass_rows, terms
+from fastseg_losses.kernels import finalize, multiclass_rows
+from fastseg_losses.kernels.class_formula import (
+    backward_constants,
+    class_dloss_strides,
+    class_loss_shape,
+    forward_constants,
+)
 from fastseg_losses.kernels.launch import (
     Device,
     Formula,
@@ -11,7 +16,6 @@ from fastseg_losses.kernels.launch import (
     Layout,
     Plan,
     Strides,
-    sloped_sums,
 )
 from fastseg_losses.kernels.multiclass_gradient import _class_gradient_kernel
 from fastseg_losses.kernels.multiclass_sums import _class_sums_kernel
@@ -32,11 +36,6 @@ def team_of(splits: int, at_once: int) -> int:
         return -(-team // at_once) + (2 + -(-teams // at_once) if teams > 1 else 0)
 
     return min(range(1, splits + 1), key=lambda team: (rounds(team), -team))
-
-
-def class_dloss_strides(formula: Formula, strides: Sequence[int]) -> Strides | None:
-    """Strides (k, n, c) of an upstream gradient (N,), of which there is one a sample; else None."""
-    return (0, strides[0], 0) if len(strides) == 1 and formula.points else None
 
 
 class ClassPlan(Plan):
@@ -71,10 +70,7 @@ class ClassPlan(Plan):
         self.table_size = finalize.NORMS.value + 2 * self.groups + len(f.points) * at.C + at.N
         self.workspace_start = self.table_size + -self.table_size % 16
         self.scratch_size = self.workspace_start + row * (at.N + self.programs)
-        classes = at.C - f.first_class
-        per_group = (classes,) if f.batch else (at.N, classes)
-        shapes = {"none": (at.N,) if f.points else per_group, "sums": (4, at.N, at.C)}
-        self.loss_shape = shapes.get(f.reduction, ())
+        self.loss_shape = class_loss_shape(at.N, at.C, f)
         self._shared = {
             "C": at.C,
             "SMOOTHED": f.smoothed,
@@ -127,24 +123,12 @@ class ClassPlan(Plan):
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             0 if f.ignore_index is None else int(f.ignore_index),
         )
-        first = finalize.FIRST_POINT.value
-        columns = tuple(first + k for k in range(len(f.points)))
-        columns += (finalize.MASS.value, finalize.PREDICTED.value)
-        if not self.ids:
-            columns += (finalize.TARGET.value, finalize.ACTUAL.value)
         shape = self._shape(self.tile)
         constexprs = {
-            "TERMS": self._terms(),
-            "BALANCED": f.balanced,
-            "COLUMNS": (*columns, finalize.VALID.value, finalize.COUNTED.value),
-            "LOGS": f.logs,
-            "POWERS": f.powers,
-            "REDUCTION": f.reduction,
-            "ABSENT": f.absent,
+            **forward_constants(f, at.C, ids=self.ids),
             "STAGES": self.tile.stages,
             "CHUNK": MAX_COUNT // self.tile.width,
             "BLOCK_STEPS": 1 << (shape["STEPS"] - 1).bit_length(),
-            "BLOCK_C": 1 << (at.C - 1).bit_length(),
             "BLOCK_ROW": self.block_row,
             "BLOCK_ROWS": self.block_rows,
             **self._shared,
@@ -162,13 +146,9 @@ class ClassPlan(Plan):
             f.term_params,
             0 if f.ignore_index is None else int(f.ignore_index),
         )
-        sums = f.reduction == "sums"
         constexprs = {
-            "TERMS": self._terms() if f.softmax else (*sloped_sums(f), *self._terms()),
+            **backward_constants(f),
             "SPREAD": bool(f.points) and (not self.ids or any(f.smoothed)),
-            "REGION": bool(f.logs) or sums,
-            "SUMS": sums,
-            "PER_CLASS": sums or (f.reduction == "none" and not f.points),
             **self._shared,
             **self._shape(tile),
         }
@@ -180,7 +160,3 @@ class ClassPlan(Plan):
         """A tile's constants."""
         steps = -(-self.layout.C // tile.lanes)
         return {"ROWS": tile.rows, "LANES": tile.lanes, "WIDTH": tile.width, "STEPS": steps}
-
-    def _terms(self) -> tuple[Any, ...]:
-        functions = terms.SOFTMAX if self.formula.softmax else terms.POINTWISE
-        return tuple(functions[name] for name in self.formula.points)
