@@ -21,16 +21,13 @@ from fastseg_losses.kernels.interpolation import (
     locate,
     output_offsets,
 )
+from fastseg_losses.kernels.last_program import complete_record
 from fastseg_losses.kernels.multiclass_teams import finish_class_program
 from fastseg_losses.kernels.pixels import pixel_base
 from fastseg_losses.kernels.special import LOG2E, exp2, log2
 from fastseg_losses.kernels.sums import columns_sum
 
 RECORD = finalize.RECORD
-LARGEST = finalize.LARGEST
-NONFINITE = finalize.NONFINITE
-BAD_TARGETS = finalize.BAD_TARGETS
-FIRST_POINT = finalize.FIRST_POINT
 FINITE = finalize.COUNTED
 SOFT_PLANES = multiclass_rows.SOFT_PLANES
 ID_PLANES = multiclass_rows.ID_PLANES
@@ -287,14 +284,9 @@ def _cell_class_sums_kernel(
                 )  # fmt: skip
                 nonfinite += strange
                 bad_targets += wrong
-    record = tl.where(column == LARGEST, tl.max(largest_p), record)
-    record = tl.where(column == NONFINITE, nonfinite, record)
-    record = tl.where(column == BAD_TARGETS, bad_targets, record)
-    if not SOFTMAX:
-        # as in the binary kernel: an infinite logit makes every pointwise sum NaN
-        pointwise = (column >= FIRST_POINT) & (column < FIRST_POINT + NUM_POINT)
-        poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
-        record = tl.where(pointwise, record + poison, record)
+    record = complete_record(
+        record, tl.max(largest_p), nonfinite, bad_targets, NUM_POINT, not SOFTMAX
+    )
     tl.store(row_ptr + column, record)
     finish_class_program(
         loss_ptr, stats_ptr, table_ptr, samples_ptr, counters_ptr, alarm_ptr,

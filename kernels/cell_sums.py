@@ -18,7 +18,7 @@ from fastseg_losses.kernels.interpolation import (
     ready_corners,
     slopes_between,
 )
-from fastseg_losses.kernels.last_program import finish_program
+from fastseg_losses.kernels.last_program import complete_record, finish_program
 from fastseg_losses.kernels.pixels import pixel_base
 from fastseg_losses.kernels.stacking import stacked
 from fastseg_losses.kernels.sums import add_tile, columns_sum
@@ -29,9 +29,6 @@ TARGET = finalize.TARGET
 ACTUAL = finalize.ACTUAL
 FIRST_POINT = finalize.FIRST_POINT
 VALID = finalize.VALID
-LARGEST = finalize.LARGEST
-NONFINITE = finalize.NONFINITE
-BAD_TARGETS = finalize.BAD_TARGETS
 
 
 # Sizes and strides change from call to call, and small tensors sit at any address: neither may
@@ -274,13 +271,7 @@ def _cell_sums_kernel(
     if HARD:
         target = tl.sum(tl.where(column == TARGET, record, 0.0))
         record = tl.where(column == ACTUAL, target, record)
-    record = tl.where(column == LARGEST, largest, record)
-    record = tl.where(column == NONFINITE, nonfinite, record)
-    record = tl.where(column == BAD_TARGETS, bad_targets, record)
-    # as in PyTorch: an infinite logit makes the cross-entropy NaN (inf - inf), whatever its target
-    pointwise = (column >= FIRST_POINT) & (column < FIRST_POINT + NUM_POINT)
-    poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
-    record = tl.where(pointwise, record + poison, record)
+    record = complete_record(record, largest, nonfinite, bad_targets, NUM_POINT, True)
     finish_program(
         loss_ptr, stats_ptr, table_ptr, workspace_ptr + workspace_start, counters_ptr, alarm_ptr,
         record, class_weights_ptr, n, c, pid, N, C, S, point_weights, region_weights, region_params,

@@ -7,9 +7,33 @@ from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.finalize import finish_group, finish_loss, reduce_records
 
 RECORD = finalize.RECORD
+FIRST_POINT = finalize.FIRST_POINT
+LARGEST = finalize.LARGEST
+NONFINITE = finalize.NONFINITE
+BAD_TARGETS = finalize.BAD_TARGETS
 NORMS = finalize.NORMS
 BLOCK_G = finalize.BLOCK_G
 BLOCK_ROWS = finalize.BLOCK_ROWS
+
+
+@triton.jit
+def complete_record(
+    record, largest, nonfinite, bad_targets, NUM_POINT: tl.constexpr, POISON: tl.constexpr
+):
+    """A program's record with what is no sum of terms.
+
+    POISON: as in PyTorch an infinite logit makes the cross-entropy NaN (inf - inf), whatever its
+    target; a softmax does so by itself.
+    """
+    column = tl.arange(0, RECORD)
+    record = tl.where(column == LARGEST, largest, record)
+    record = tl.where(column == NONFINITE, nonfinite, record)
+    record = tl.where(column == BAD_TARGETS, bad_targets, record)
+    if POISON:
+        pointwise = (column >= FIRST_POINT) & (column < FIRST_POINT + NUM_POINT)
+        poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
+        record = tl.where(pointwise, record + poison, record)
+    return record
 
 
 @triton.jit

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import finalize, multiclass_rows
+from fastseg_losses.kernels.last_program import complete_record
 from fastseg_losses.kernels.multiclass import lanes_of, read_tile
 from fastseg_losses.kernels.multiclass_teams import finish_class_program
 from fastseg_losses.kernels.multiclass_tile import add_tile, class_sums, counted
@@ -11,11 +12,7 @@ from fastseg_losses.kernels.pixels import pixel_base
 from fastseg_losses.kernels.sums import columns_sum
 
 RECORD = finalize.RECORD
-LARGEST = finalize.LARGEST
-NONFINITE = finalize.NONFINITE
-BAD_TARGETS = finalize.BAD_TARGETS
 VALID = finalize.VALID
-FIRST_POINT = finalize.FIRST_POINT
 FINITE = finalize.COUNTED  # of a program's record; of a sample's it is what its name says
 TARGET_PLANE = multiclass_rows.TARGET_PLANE
 SOFT_PLANES = multiclass_rows.SOFT_PLANES
@@ -204,14 +201,7 @@ def _class_sums_kernel(
                     bad_targets += tl.sum(tl.sum(tl.sum(tl.where(odd, 1.0, 0.0), 2), 1))
     if IDS:  # labels that are no class; counted here, where a count is exact in float32
         bad_targets = tl.sum(tl.where(column == VALID, record, 0.0)) - labelled
-    record = tl.where(column == LARGEST, largest, record)
-    record = tl.where(column == NONFINITE, nonfinite, record)
-    record = tl.where(column == BAD_TARGETS, bad_targets, record)
-    if not SOFTMAX:
-        # as in the binary kernel: an infinite logit makes every pointwise sum NaN
-        pointwise = (column >= FIRST_POINT) & (column < FIRST_POINT + NUM_POINT)
-        poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
-        record = tl.where(pointwise, record + poison, record)
+    record = complete_record(record, largest, nonfinite, bad_targets, NUM_POINT, not SOFTMAX)
     tl.store(row_ptr + column, record)
     finish_class_program(
         loss_ptr, stats_ptr, table_ptr, samples_ptr, counters_ptr, alarm_ptr,

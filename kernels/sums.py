@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import finalize
-from fastseg_losses.kernels.last_program import finish_program
+from fastseg_losses.kernels.last_program import complete_record, finish_program
 from fastseg_losses.kernels.pixels import pixel_base, read_pixels
 from fastseg_losses.kernels.terms import pixel_of
 
@@ -14,9 +14,6 @@ ACTUAL = finalize.ACTUAL
 FIRST_POINT = finalize.FIRST_POINT
 MASS = finalize.MASS
 VALID = finalize.VALID
-LARGEST = finalize.LARGEST
-NONFINITE = finalize.NONFINITE
-BAD_TARGETS = finalize.BAD_TARGETS
 
 
 @triton.jit
@@ -233,13 +230,7 @@ def _sums_forward_kernel(
     if HARD:
         target = tl.sum(tl.where(column == TARGET, record, 0.0))
         record = tl.where(column == ACTUAL, target, record)
-    record = tl.where(column == LARGEST, largest, record)
-    record = tl.where(column == NONFINITE, nonfinite, record)
-    record = tl.where(column == BAD_TARGETS, bad_targets, record)
-    # as in PyTorch: an infinite logit makes the cross-entropy NaN (inf - inf), whatever its target
-    pointwise = (column >= FIRST_POINT) & (column < FIRST_POINT + NUM_POINT)
-    poison = tl.where(nonfinite > 0.0, float("nan"), 0.0)
-    record = tl.where(pointwise, record + poison, record)
+    record = complete_record(record, largest, nonfinite, bad_targets, NUM_POINT, True)
 
     finish_program(
         loss_ptr, stats_ptr, table_ptr, workspace_ptr + workspace_start, counters_ptr, alarm_ptr,

@@ -33,3 +33,17 @@ def device():
 @pytest.fixture(autouse=True)
 def seed(request):
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def cuda():
+    """The current CUDA device, for tests that only a GPU can run."""
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture
+def poisoned(cuda):
+    """Whatever the allocator hands out next holds NaN, so that an unwritten output shows."""
+    for size in (1 << 28, 1 << 20, 1 << 12, 1 << 9):
+        blocks = [torch.full((size // 4,), float("nan"), device=cuda) for _ in range(4)]
+        del blocks

@@ -4,18 +4,13 @@ import pytest
 import torch
 from losses_table import ALL_MULTICLASS, MULTICLASS, alphas, ids
 from oracle import check_against_float64, run
-from test_gpu import kernels_of, poisoned  # noqa: F401  (a fixture)
+from test_gpu import kernels_of
 
 from fastseg_losses import CombinedSegmentationLoss, DiceLoss
 from fastseg_losses.kernels.multiclass_tile import MAX_COUNT
 from fastseg_losses.kernels.tiles import class_tile
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def cuda():
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def draw(shape, device, dtype=torch.float32, targets=torch.uint8):
@@ -31,7 +26,7 @@ def combined(**arguments):
 @pytest.mark.parametrize("targets", [torch.int64, torch.uint8], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("row", ALL_MULTICLASS, ids=ids(ALL_MULTICLASS))
-def test_every_loss_at_full_size(row, dtype, targets, cuda, poisoned):  # noqa: F811
+def test_every_loss_at_full_size(row, dtype, targets, cuda, poisoned):
     logits, labels = draw((4, 19, 200, 333), cuda, dtype, targets)
     labels[:, :9] = 99
     valid = torch.tensor([True, True, False, True], device=cuda)
@@ -42,7 +37,7 @@ def test_every_loss_at_full_size(row, dtype, targets, cuda, poisoned):  # noqa: 
 
 @pytest.mark.parametrize("C", [2, 3, 7, 20, 21, 33, 64, 118, 150, 256, 500, 1024])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_numbers_of_classes_at_size(C, dtype, cuda, poisoned):  # noqa: F811
+def test_numbers_of_classes_at_size(C, dtype, cuda, poisoned):
     for shape in ((2, C, 128, 130), (3, C, 61, 53)):
         logits, labels = draw(shape, cuda, dtype, torch.int16)
         check_against_float64(combined, logits, labels)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_gpu import cuda, kernels_of, poisoned  # noqa: F401
+from test_gpu import kernels_of
 
 from fastseg_losses import CombinedSegmentationLoss
 from fastseg_losses.functional import predict_mask
@@ -44,7 +44,7 @@ LARGE = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", LARGE)
-def test_no_worse_than_interpolate_in_float32(case, dtype, cuda, poisoned):  # noqa: F811
+def test_no_worse_than_interpolate_in_float32(case, dtype, cuda, poisoned):
     criterion, logits, targets = draw(case, cuda, dtype)
     loss, gradient, _ = step(criterion, logits, targets)
     plain = CombinedSegmentationLoss(mode=case[0], backend="torch")
@@ -61,7 +61,7 @@ def test_no_worse_than_interpolate_in_float32(case, dtype, cuda, poisoned):  # n
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_launch_each_way(case, cuda):  # noqa: F811
+def test_one_launch_each_way(case, cuda):
     criterion, logits, targets = draw(case, cuda)
     step(criterion, logits, targets)
     dloss = torch.ones((), device=cuda)
@@ -73,7 +73,7 @@ def test_one_launch_each_way(case, cuda):  # noqa: F811
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_sync(case, cuda):  # noqa: F811
+def test_no_sync(case, cuda):
     criterion, logits, targets = draw(case, cuda)
     step(criterion, logits, targets)
     predict_mask(logits, targets.shape[-2:], mode=CASES[case][0])
@@ -87,7 +87,7 @@ def test_no_sync(case, cuda):  # noqa: F811
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_bits_every_time(case, cuda):  # noqa: F811
+def test_the_same_bits_every_time(case, cuda):
     criterion, logits, targets = draw(case, cuda)
     first = step(criterion, logits, targets)
     for _ in range(100):
@@ -95,7 +95,7 @@ def test_the_same_bits_every_time(case, cuda):  # noqa: F811
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_memory_is_the_gradient_and_what_a_softmax_keeps(cuda):  # noqa: F811
+def test_memory_is_the_gradient_and_what_a_softmax_keeps(cuda):
     for case, extra in (
         (("binary", (8, 1, 256, 256), (1024, 1024)), 0),
         (("multiclass", (4, 64, 64, 64), (256, 256)), 8 * 4 * 256 * 256),
@@ -108,12 +108,12 @@ def test_memory_is_the_gradient_and_what_a_softmax_keeps(cuda):  # noqa: F811
         step(criterion, logits, targets)
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
-        allowed = (2 << 20) + (4 << 20 if extra else 0)  # exchange between threads; partial rows
+        allowed = (1 << 20) + (4 << 20 if extra else 0)  # exchange between threads; partial rows
         assert peak <= logits.numel() * 4 + extra + allowed
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_captured_in_a_graph_and_replayed(case, cuda):  # noqa: F811
+def test_captured_in_a_graph_and_replayed(case, cuda):
     criterion, logits, targets = draw(case, cuda)
     dloss = torch.ones((), device=cuda)
     side = torch.cuda.Stream()
@@ -136,7 +136,7 @@ def test_captured_in_a_graph_and_replayed(case, cuda):  # noqa: F811
 
 
 @pytest.mark.parametrize("mode", ["binary", "multiclass"])
-def test_more_than_2_31_outputs(mode, cuda):  # noqa: F811
+def test_more_than_2_31_outputs(mode, cuda):
     torch.cuda.empty_cache()
     C = 1 if mode == "binary" else 2
     criterion, logits, targets = draw((mode, (3, C, 6800, 6800), (27200, 27200)), cuda)
@@ -152,7 +152,7 @@ def test_more_than_2_31_outputs(mode, cuda):  # noqa: F811
     torch.testing.assert_close(loss, total / 3, rtol=1e-5, atol=0)
 
 
-def test_masks_are_those_of_interpolate(cuda):  # noqa: F811
+def test_masks_are_those_of_interpolate(cuda):
     logits = torch.randn(2, 150, 32, 40, device=cuda)
     found = predict_mask(logits, (128, 160))
     expected = interpolate(logits, (128, 160), "bilinear").argmax(1)
