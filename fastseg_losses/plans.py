@@ -18,7 +18,7 @@ from fastseg_losses.inputs import (
     target_strides,
 )
 from fastseg_losses.spec import LossSpec
-from fastseg_losses.upsampling import full_spec
+from fastseg_losses.upsampling import full_spec, spatial_size
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
@@ -161,6 +161,10 @@ def output_shapes(spec: LossSpec, logits: Tensor, targets: Tensor) -> tuple[tupl
     shapes = {"none": each, "sums": (4, N, C)}
     size = 2 + 2 * groups + len(spec.points) * (C if multiclass else groups)
     size += N if multiclass else 0
-    if spec.upsample is not None and spec.softmax:
-        size += -size % 16 + kept_size(spec, logits, targets)
+    if spec.upsample is not None and multiclass:
+        from fastseg_losses.kernels.cells import flag_places
+
+        size += flag_places(N, *spatial_size(spec.mode, logits))
+        if spec.softmax:
+            size += -size % 16 + kept_size(spec, logits, targets)
     return shapes.get(spec.reduction, ()), size

@@ -18,6 +18,7 @@ from fastseg_losses.kernels.cell_class_slopes import (
     softmax_outputs,
 )
 from fastseg_losses.kernels.cell_classes import any_of, class_outputs, fetch_class, read_labels
+from fastseg_losses.kernels.flags import await_flag, raise_flag
 from fastseg_losses.kernels.interpolation import (
     both_from_left,
     corner_pointers,
@@ -33,6 +34,7 @@ NORMS = finalize.NORMS
 NOT_SPECIALIZED = (
     *("dloss_ptr", "vector_ptr", "positions_ptr", "weights_ptr"),
     *("N", "h", "w", "H", "W", "rows", "strips", "blocks", "vector_stride", "kept_start"),
+    *("flags_start",),
     *("dloss_stride_k", "dloss_stride_n", "dloss_stride_c", "ignore_index"),
     *("dlogits_stride_n", "dlogits_stride_c", "dlogits_stride_y", "dlogits_stride_x"),
     *("logits_stride_n", "logits_stride_c", "logits_stride_y", "logits_stride_x"),
@@ -45,7 +47,7 @@ NOT_SPECIALIZED = (
 def _cell_class_gradient_kernel(
     # outputs
     dlogits_ptr,  # (N, C, h, w)
-    exchange_ptr,  # float32 (programs, 4, BLOCK_W), behind it (programs, 2, C, BLOCK_W)
+    exchange_ptr,  # float32 (programs, 4, BLOCK_W), behind it (programs, 3, C, BLOCK_W)
     # inputs
     dloss_ptr,  # see _class_gradient_kernel
     table_ptr,  # see _cell_class_sums_kernel
@@ -64,7 +66,7 @@ def _cell_class_gradient_kernel(
     w,
     H,
     W,
-    rows,  # of cells in a strip
+    rows,  # of cells in a strip, at least 2
     strips,
     blocks,  # of BLOCK_W cells in a row
     # strides
@@ -84,6 +86,7 @@ def _cell_class_gradient_kernel(
     valid_stride_y,
     valid_stride_x,
     vector_stride,
+    flags_start,  # behind table_ptr, as kept_start
     kept_start,
     # scalars
     term_params,  # alpha_neg, alpha_pos, gamma, label_smoothing
@@ -118,6 +121,7 @@ def _cell_class_gradient_kernel(
     PTX: tl.constexpr,
 ):
     PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
+    ALL: tl.constexpr = WHOLE and not PIXEL_VALID and not HAS_IGNORE  # outputs count
     PIECES_X: tl.constexpr = MOST_X // EACH_X
     PIECES: tl.constexpr = MOST_Y // EACH_Y * PIECES_X
     NUM_POINT: tl.constexpr = len(TERMS) if SOFTMAX else len(TERMS) - 2
@@ -125,9 +129,11 @@ def _cell_class_gradient_kernel(
     # The forward launch's order backwards: what it read last is still in the L2 cache.
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     block = pid % blocks
-    begin = pid // blocks % strips * rows
+    strip = pid // blocks % strips
     n = pid // blocks // strips
-    end = tl.minimum(begin + rows, h)
+    # The ring's last cells come first too, for what row 0 has of them.
+    first = strip * rows - 1
+    end = tl.minimum(first + rows, h)
 
     dlogits_ptr += pixel_base(n, 0, dlogits_stride_n, 0, False)
     logits_ptr += pixel_base(n, 0, logits_stride_n, 0, False)
@@ -152,8 +158,12 @@ def _cell_class_gradient_kernel(
     columns_ptr = dlogits_ptr + j * tl.cast(dlogits_stride_x, tl.int64)
     dlogits_stride_y = tl.cast(dlogits_stride_y, tl.int64)
     buffers_ptr = exchange_ptr + tl.num_programs(0).to(tl.int64) * (4 * BLOCK_W)
-    buffers_ptr += pid.to(tl.int64) * (2 * C * BLOCK_W) + lane
+    buffers_ptr += pid.to(tl.int64) * (3 * C * BLOCK_W) + lane
+    slot: tl.constexpr = C * BLOCK_W
+    below = blocks * (3 * slot) + 2 * slot  # of the strip below, where its first row waits
     exchange_ptr += pid.to(tl.int64) * (4 * BLOCK_W)
+    flags_ptr = (table_ptr + flags_start).to(tl.pointer_type(tl.int32), bitcast=True) + pid
+    last = (tl.where(end < h, end - 1, h), h)  # the row whose lower neighbour is shared, if any
     if annotated:
         groups = C if BATCH else N * C
         group = 0 if BATCH else n * C
@@ -170,14 +180,16 @@ def _cell_class_gradient_kernel(
             region_factor *= upstream
             point_factor *= upstream
         turn = 0
-        for step in range((begin - 1) * PIECES, end * PIECES):
+        for step in range(first * PIECES, end * PIECES):
             done = tl.cast(step, tl.int32) + PIECES  # the interpreter's steps are Python's
             row = done // PIECES - 1
             piece = done % PIECES
+            if (row == last[0]) & (piece == 0):
+                await_flag(flags_ptr + blocks)
             i = tl.where(row < 0, h - 1, row)  # of the row above only the lower shares are needed
             positions_y, positions_x, across, down = locate(
                 positions_ptr, weights_ptr, i, j, piece // PIECES_X, piece % PIECES_X, h, w, H, W,
-                MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X,
+                MOST_Y, MOST_X, START_Y, START_X, SPLIT_Y, SPLIT_X, EACH_Y, EACH_X,
             )  # fmt: skip
             offsets = output_offsets(positions_y, positions_x, targets_stride_y, targets_stride_x)
             labels, lives = read_labels(
@@ -186,6 +198,8 @@ def _cell_class_gradient_kernel(
                 HAS_IGNORE,
             )  # fmt: skip
             needed = any_of(lives)
+            if ALL:
+                needed = None  # a load without a mask takes an instruction less
             ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
             lses = labels
             pushes = labels
@@ -206,6 +220,9 @@ def _cell_class_gradient_kernel(
                     TERMS, SMOOTHED, REGION, IDS, SUMS, PER_CLASS, C, FIRST, PTX,
                 )  # fmt: skip
             zero = tl.zeros([BLOCK_W], tl.float32)
+            classes = ()
+            for k in tl.static_range(EACH_Y * EACH_X):
+                classes = classes + (labels[k].to(tl.float32),)
             # A class's rows are stored a turn later, when what the neighbours have given is there.
             late = (zero, zero, zero, zero, zero, zero)
             ahead = fetch_class(ptrs, 0, stride_c, needed, C)
@@ -224,7 +241,7 @@ def _cell_class_gradient_kernel(
                 targets_c_ptr = targets_ptr + c * targets_stride_c
                 if SOFTMAX:
                     slopes = softmax_class(
-                        zs, lses, pushes, labels, at_labels, lives, targets_c_ptr, offsets,
+                        zs, lses, pushes, classes, at_labels, lives, targets_c_ptr, offsets,
                         d_overlap, d_mass, points_ptr, c, point_factor, term_params,
                         TERMS, SMOOTHED, SPREAD, REGION, IDS, C, PTX,
                     )  # fmt: skip
@@ -237,30 +254,33 @@ def _cell_class_gradient_kernel(
                 shares = shares_of(slopes, across, down, EACH_Y, EACH_X)
                 class_ptr = columns_ptr + c * dlogits_stride_c
                 buffer_ptr = buffers_ptr + c * BLOCK_W
+                done_ptr = class_ptr - dlogits_stride_c
                 put_off(
-                    class_ptr - dlogits_stride_c, buffer_ptr - BLOCK_W,
+                    (done_ptr, dlogits_stride_y, buffer_ptr - BLOCK_W, slot, below),
                     late[0] + late[2] + late[4], late[1] + late[3] + late[5],
-                    row, piece, begin, end, own & (c + lane * 0 > 0),
-                    dlogits_stride_y, C * BLOCK_W, PIECES, IN_PLACE,
+                    row, piece, first, last, own & (c + lane * 0 > 0), PIECES, IN_PLACE,
                 )  # fmt: skip
                 top, bottom = both_from_left(
                     exchange_ptr, turn, shares[1], shares[3], before, BLOCK_W
                 )
                 upper, lower = pick_up(
-                    class_ptr, buffer_ptr, row, piece, begin, end, own,
-                    dlogits_stride_y, C * BLOCK_W, IN_PLACE,
+                    (class_ptr, dlogits_stride_y, buffer_ptr, slot, below),
+                    row, piece, first, last, own, IN_PLACE,
                 )  # fmt: skip
                 late = (shares[0], shares[2], top, bottom, upper, lower)
                 turn += 1
+            class_ptr = columns_ptr + (C - 1) * dlogits_stride_c
+            buffer_ptr = buffers_ptr + (C - 1) * BLOCK_W
             put_off(
-                columns_ptr + (C - 1) * dlogits_stride_c, buffers_ptr + (C - 1) * BLOCK_W,
+                (class_ptr, dlogits_stride_y, buffer_ptr, slot, below),
                 late[0] + late[2] + late[4], late[1] + late[3] + late[5],
-                row, piece, begin, end, own,
-                dlogits_stride_y, C * BLOCK_W, PIECES, IN_PLACE,
+                row, piece, first, last, own, PIECES, IN_PLACE,
             )  # fmt: skip
+            if (strip > 0) & (row == first) & (piece == PIECES - 1):
+                raise_flag(flags_ptr)
     else:
         nothing = tl.zeros([BLOCK_W], dlogits_ptr.dtype.element_ty)
-        for row in range(begin, end):
+        for row in range(tl.maximum(first, 0), end):
             for c in range(C):
                 ptrs = columns_ptr + c * dlogits_stride_c + row * dlogits_stride_y
                 tl.store(ptrs, nothing, mask=own)

@@ -7,6 +7,7 @@ from fastseg_losses.kernels.cell_class_gradient import _cell_class_gradient_kern
 from fastseg_losses.kernels.cell_class_sums import _cell_class_sums_kernel
 from fastseg_losses.kernels.cell_plan import CellLayout, CellPlan, cell_constants
 from fastseg_losses.kernels.cell_tiles import CellTile, class_gradient_tile, class_sums_tile
+from fastseg_losses.kernels.cells import flag_places
 from fastseg_losses.kernels.class_formula import (
     backward_constants,
     class_dloss_strides,
@@ -46,8 +47,9 @@ class CellClassPlan(CellPlan):
         self.programs = at.N * self.splits
         self.groups = at.C if f.batch else at.N * at.C
         table = finalize.NORMS.value + 2 * self.groups + len(f.points) * at.C + at.N
-        self.kept_start = table + -table % 16
-        self.table_size = table
+        self.flags_start = table
+        self.table_size = table + flag_places(at.N, at.y.size, at.x.size)
+        self.kept_start = self.table_size + -self.table_size % 16
         if f.softmax:
             self.table_size = self.kept_start + (1 + self.ids) * at.N * at.y.out * at.x.out
         self.workspace_start = self.table_size + -self.table_size % 16
@@ -72,12 +74,21 @@ class CellClassPlan(CellPlan):
         self.counters = {}
         self.single = None
         self.tables = ()
-        self._walk(at.N)
         self.in_place = at.logits_bytes == 4
-        self.exchange_size *= 2
-        if not self.in_place:
-            self.exchange_size += self.exchange_size // 2 * at.C
+        self._walk(at.N)
         self._forward = self._backward = None
+
+    def _walk(self, walks: int) -> None:
+        """Strips and columns of the backward launch; a strip of one row would wait for the next."""
+        super()._walk(walks)
+        cells = self.layout.y.size + 1  # the last ones of the ring come first, too
+        most = self.gradient.programs * self.device.multiprocessors // (walks * self.columns)
+        self.rows = max(2, -(-cells // max(1, most)))
+        self.strips = -(-cells // self.rows)
+        self.flags = walks * self.strips * self.columns
+        assert self.flags <= flag_places(walks, self.layout.y.size, self.layout.x.size)
+        rows = 4 if self.in_place else 4 + 3 * self.layout.C
+        self.exchange_size = rows * self.gradient.block_w * self.flags
 
     def dloss_strides(self, strides: Any) -> tuple[int, int, int]:
         """Strides (k, n, c) of an upstream gradient that has these: (N,) is one a sample."""
@@ -88,8 +99,9 @@ class CellClassPlan(CellPlan):
         at, f = self.layout, self.formula
         scalars = (
             *(at.N, at.y.size, at.x.size, at.y.out, at.x.out, self.splits, self.team, self.blocks),
+            self.flags,
             *(*at.logits, *at.targets, *at.valid, at.pos_weight_stride),
-            *(self.workspace_start, self.kept_start),
+            *(self.workspace_start, self.flags_start, self.kept_start),
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             0 if f.ignore_index is None else int(f.ignore_index),
         )
@@ -111,7 +123,7 @@ class CellClassPlan(CellPlan):
             *(at.N, at.y.size, at.x.size, at.y.out, at.x.out),
             *(self.rows, self.strips, self.columns),
             *(*at.dlogits, *at.logits, *at.targets, *at.valid, at.pos_weight_stride),
-            self.kept_start,
+            *(self.flags_start, self.kept_start),
             f.term_params,
             0 if f.ignore_index is None else int(f.ignore_index),
         )

@@ -12,7 +12,7 @@ from fastseg_losses.kernels.cell_class_points import spread_share
 from fastseg_losses.kernels.cell_classes import class_outputs, fetch_class
 from fastseg_losses.kernels.gradient import slope_of_terms
 from fastseg_losses.kernels.multiclass_slopes import load_point, load_region
-from fastseg_losses.kernels.special import LN2, LOG2E, exp2
+from fastseg_losses.kernels.special import LN2, LOG2E, exp2, where_equal
 from fastseg_losses.kernels.stacking import stacked, unstacked
 from fastseg_losses.kernels.terms import NEUTRAL
 
@@ -49,7 +49,7 @@ def mean_slopes(
     PTX: tl.constexpr,
 ):  # fmt: skip
     """Of each output the logarithm kept, the sum of p h without the label's dL/dI, the sum of u."""
-    nothing = tl.zeros(needed.shape, tl.float32)
+    nothing = tl.zeros(lives[0].shape, tl.float32)
     lses = ()
     means = ()
     pushes = ()
@@ -148,7 +148,7 @@ def softmax_class(
     TERMS: tl.constexpr, SMOOTHED: tl.constexpr, SPREAD: tl.constexpr, REGION: tl.constexpr,
     IDS: tl.constexpr, C: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """The slopes of class c."""
+    """The slopes of class c; the labels as floats."""
     slopes = ()
     for k in tl.static_range(len(zs)):
         p = exp2(zs[k] - lses[k], PTX)
@@ -162,7 +162,7 @@ def softmax_class(
         else:
             slope = p * shared[k]
         if IDS:
-            slope = tl.where(labels[k] == c, at_labels[k], slope)
+            slope = where_equal(labels[k], tl.cast(c, tl.float32), at_labels[k], slope, PTX)
         if SPREAD:
             slope -= spread_pull(
                 zs[k], lses[k], p, t, lives[k], points_ptr, c, point_factor, params,
@@ -200,45 +200,55 @@ def sigmoid_slopes(
 
 
 @triton.jit
-def pick_up(
-    class_ptr, buffer_ptr, row, piece, begin, end, own, stride_y, half, IN_PLACE: tl.constexpr
-):
-    """What a class's two rows of gradient have had so far of the cells around them."""
+def pick_up(places_of, row, piece, first, last, own, IN_PLACE: tl.constexpr):
+    """What a class's two rows of gradient have had so far of the cells around them.
+
+    A strip's first row has had nothing; the row below its last was begun by the strip below.
+    """
+    # compared as vectors: of scalars the interpreter makes masks of integers
     none = tl.where(own, 0, 0)
-    upper = own & (row + none >= begin) & (row + none < end)
-    lower = own & (row + none + 1 >= begin) & (row + none + 1 < end) & (piece + none > 0)
-    upper_ptr, lower_ptr = waiting(class_ptr, buffer_ptr, row, stride_y, half, IN_PLACE)
+    upper = own & (row + none >= 0) & ((row + none > first) | (piece + none > 0))
+    lower = own & (row + none < last[1] - 1) & ((row + none == last[0]) | (piece + none > 0))
+    upper_ptr, lower_ptr = waiting(places_of, row, first, last, IN_PLACE)
     return tl.load(upper_ptr, mask=upper, other=0.0), tl.load(lower_ptr, mask=lower, other=0.0)
 
 
 @triton.jit
-def waiting(class_ptr, buffer_ptr, row, stride_y, half, IN_PLACE: tl.constexpr):
-    """Where rows that are not complete wait in float32, and the same thread finds them again."""
-    if IN_PLACE:
-        return class_ptr + row * stride_y, class_ptr + (row + 1) * stride_y
-    else:
-        return buffer_ptr + (row & 1) * half, buffer_ptr + ((row + 1) & 1) * half
+def waiting(places_of, row, first, last, IN_PLACE: tl.constexpr):
+    """Where rows that are not complete wait in float32."""
+    class_ptr, stride_y, buffer_ptr, slot, theirs = places_of
+    upper_ptr = class_ptr + row * stride_y
+    lower_ptr = upper_ptr + stride_y
+    if not IN_PLACE:
+        upper_ptr = buffer_ptr + tl.where(row == first, 2, row & 1) * slot
+        lower_ptr = buffer_ptr + tl.where(row == last[0], theirs, ((row + 1) & 1) * slot)
+    return upper_ptr, lower_ptr
 
 
 @triton.jit
 def put_off(
-    class_ptr, buffer_ptr, top, bottom, row, piece, begin, end, own, stride_y, half,
+    places_of, top, bottom, row, piece, first, last, own,
     PIECES: tl.constexpr, IN_PLACE: tl.constexpr,
 ):  # fmt: skip
     """Store two rows of a class's gradient as far as they have come.
 
-    A row is complete with the last piece of the cells below it. A strip's first and last row are
-    met halfway: what they lack another program has.
+    A row is complete with the last piece of the cells below it; the row that two strips share, with
+    the last piece of the strip above.
     """
-    # compared as vectors: of scalars the interpreter makes masks of integers
     none = tl.where(own, 0, 0)
-    upper = own & (row + none >= begin) & (row + none < end)
-    lower = own & (row + none + 1 >= begin) & (row + none + 1 < end)
-    upper_ptr, lower_ptr = waiting(class_ptr, buffer_ptr, row, stride_y, half, IN_PLACE)
-    tl.store(lower_ptr, bottom, mask=lower)
+    upper = own & (row + none >= 0)
+    lower = own & (row + none < last[1] - 1)
+    upper_ptr, lower_ptr = waiting(places_of, row, first, last, IN_PLACE)
     if IN_PLACE:
+        tl.store(lower_ptr, bottom, mask=lower)
         tl.store(upper_ptr, top, mask=upper)
     else:
-        tl.store(upper_ptr, top, mask=upper & (piece + none < PIECES - 1))
-        complete = upper & (piece + none == PIECES - 1)
-        tl.store(class_ptr + row * stride_y, top.to(class_ptr.dtype.element_ty), mask=complete)
+        class_ptr, stride_y, _, _, _ = places_of
+        class_ptr += row * stride_y
+        done = piece + none == PIECES - 1
+        shared = done & (row + none == last[0])
+        tl.store(lower_ptr, bottom, mask=lower & ~shared)
+        tl.store(class_ptr + stride_y, bottom.to(class_ptr.dtype.element_ty), mask=lower & shared)
+        whole = done & (row + none > first)
+        tl.store(upper_ptr, top, mask=upper & ~whole)
+        tl.store(class_ptr, top.to(class_ptr.dtype.element_ty), mask=upper & whole)

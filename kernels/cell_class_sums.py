@@ -16,11 +16,8 @@ from fastseg_losses.kernels.cell_class_points import (
     soft_labels,
 )
 from fastseg_losses.kernels.cell_classes import any_of, read_labels, survey
-from fastseg_losses.kernels.interpolation import (
-    corner_pointers,
-    locate,
-    output_offsets,
-)
+from fastseg_losses.kernels.flags import clear_flags
+from fastseg_losses.kernels.interpolation import corner_pointers, locate, output_offsets
 from fastseg_losses.kernels.last_program import complete_record
 from fastseg_losses.kernels.multiclass_teams import finish_class_program
 from fastseg_losses.kernels.pixels import pixel_base
@@ -39,7 +36,7 @@ NOT_SPECIALIZED = (
     *("logits_stride_n", "logits_stride_c", "logits_stride_y", "logits_stride_x"),
     *("targets_stride_n", "targets_stride_c", "targets_stride_y", "targets_stride_x"),
     *("valid_stride_n", "valid_stride_y", "valid_stride_x", "vector_stride"),
-    *("workspace_start", "kept_start", "ignore_index"),
+    *("workspace_start", "flags_start", "kept_start", "flags", "ignore_index"),
 )
 
 
@@ -48,7 +45,7 @@ def _cell_class_sums_kernel(
     # outputs
     loss_ptr,  # see _class_sums_kernel
     stats_ptr,  # (NUM_FIELDS + terms + 5 C,)
-    table_ptr,  # see multiclass_finalize.py; from kept_start on (2, N, H, W) for backward
+    table_ptr,  # see multiclass_finalize.py; then for backward flags, 0, and (2, N, H, W)
     workspace_ptr,  # samples, partials: see multiclass_finalize.py
     counters_ptr,  # (1 + N + N teams,) int32, all 0 before and after
     alarm_ptr,  # (1,) int32 on the host, or None
@@ -69,6 +66,7 @@ def _cell_class_sums_kernel(
     S,  # programs a sample
     TEAM,  # programs a team
     blocks,  # of BLOCK_W cells in a row
+    flags,
     # strides
     logits_stride_n,
     logits_stride_c,
@@ -83,7 +81,8 @@ def _cell_class_sums_kernel(
     valid_stride_x,
     vector_stride,  # 0 for one value, 1 for one a class
     workspace_start,  # behind workspace_ptr: the table may come first in the same tensor
-    kept_start,  # behind table_ptr
+    flags_start,  # behind table_ptr, as kept_start
+    kept_start,
     # scalars
     term_params,  # alpha_neg, alpha_pos, gamma, label_smoothing
     point_weights,
@@ -126,6 +125,7 @@ def _cell_class_sums_kernel(
 ):
     NUM_POINT: tl.constexpr = len(TERMS)
     PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
+    ALL: tl.constexpr = WHOLE and not PIXEL_VALID and not HAS_IGNORE  # outputs count
     EACH: tl.constexpr = EACH_Y * EACH_X
     PIECES_Y: tl.constexpr = MOST_Y // EACH_Y
     PIECES_X: tl.constexpr = MOST_X // EACH_X
@@ -150,6 +150,7 @@ def _cell_class_sums_kernel(
     plane = N * tl.cast(H, tl.int64) * W
     kept_ptr = table_ptr + kept_start + n * tl.cast(H, tl.int64) * W
 
+    clear_flags(table_ptr + flags_start, flags, pid, tl.num_programs(0), BLOCK_W)
     samples_ptr = workspace_ptr + workspace_start
     row_ptr = samples_ptr + N * ROW + pid.to(tl.int64) * ROW
     lane = tl.arange(0, BLOCK_W)
@@ -171,7 +172,7 @@ def _cell_class_sums_kernel(
             i = step // PIECES_Y
             positions_y, positions_x, across, down = locate(
                 positions_ptr, weights_ptr, i, j, step % PIECES_Y, piece_x, h, w, H, W,
-                MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X,
+                MOST_Y, MOST_X, START_Y, START_X, SPLIT_Y, SPLIT_X, EACH_Y, EACH_X,
             )  # fmt: skip
             offsets = output_offsets(positions_y, positions_x, targets_stride_y, targets_stride_x)
             labels, lives = read_labels(
@@ -180,6 +181,8 @@ def _cell_class_sums_kernel(
                 HAS_IGNORE,
             )  # fmt: skip
             needed = any_of(lives)
+            if ALL:
+                needed = None  # a load without a mask takes an instruction less
             ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
             state, trace = survey(
                 ptrs, stride_c, needed, across, down, sums[NUM_POINT + EXTRAS - 1], C, COUNT,
@@ -266,7 +269,7 @@ def _cell_class_sums_kernel(
                 i = step // PIECES_Y
                 positions_y, positions_x, across, down = locate(
                     positions_ptr, weights_ptr, i, j, step % PIECES_Y, piece_x, h, w, H, W,
-                    MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X,
+                    MOST_Y, MOST_X, START_Y, START_X, SPLIT_Y, SPLIT_X, EACH_Y, EACH_X,
                 )  # fmt: skip
                 offsets = output_offsets(
                     positions_y, positions_x, targets_stride_y, targets_stride_x

@@ -140,7 +140,7 @@ def survey(
 
     The class as a float. TRACE: the trace becomes NaN where a logit is not finite.
     """
-    nothing = tl.zeros(there.shape, tl.float32)
+    nothing = tl.zeros(across[2].shape, tl.float32)
     largest = ()
     first = ()
     total = ()

@@ -197,8 +197,8 @@ def _cell_gradient_kernel(
                 targets_stride_y, targets_stride_x,
                 MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X, WHOLE, GRAB,
             )  # fmt: skip
-            across = (slopes_between(weights_x, last_x), weights_x, last_x)
-            down = (slopes_between(weights_y, last_y), weights_y, last_y)
+            across = (slopes_between(weights_x, last_x, SPLIT_X), weights_x, last_x)
+            down = (slopes_between(weights_y, last_y, SPLIT_Y), weights_y, last_y)
             targets, lives = ready_targets(
                 raw, valid_ptr, positions_y, positions_x, there, valid_stride_y, valid_stride_x,
                 ignore_index, WHOLE, PIXEL_VALID, HAS_IGNORE, GRAB, PTX,

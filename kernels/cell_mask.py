@@ -8,12 +8,8 @@ import triton.language as tl
 from fastseg_losses.kernels.cell_classes import class_outputs, fetch_class, survey
 from fastseg_losses.kernels.cell_pieces import has_output
 from fastseg_losses.kernels.cell_plan import CellLayout, cell_constants
-from fastseg_losses.kernels.cell_tiles import class_sums_tile
-from fastseg_losses.kernels.interpolation import (
-    corner_pointers,
-    locate,
-    output_offsets,
-)
+from fastseg_losses.kernels.cell_tiles import mask_tile
+from fastseg_losses.kernels.interpolation import corner_pointers, locate, output_offsets
 from fastseg_losses.kernels.launch import Device, Launch
 from fastseg_losses.kernels.pixels import pixel_base
 
@@ -77,12 +73,12 @@ def _cell_mask_kernel(
             i = step // PIECES_Y
             positions_y, positions_x, across, down = locate(
                 positions_ptr, weights_ptr, i, j, step % PIECES_Y, piece_x, h, w, H, W,
-                MOST_Y, MOST_X, START_Y, START_X, EACH_Y, EACH_X,
+                MOST_Y, MOST_X, START_Y, START_X, SPLIT_Y, SPLIT_X, EACH_Y, EACH_X,
             )  # fmt: skip
             ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
             if C == 1:
                 zs = class_outputs(
-                    fetch_class(ptrs, 0, stride_c, there, C), across, down,
+                    fetch_class(ptrs, 0, stride_c, None, C), across, down,
                     EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, False,
                 )  # fmt: skip
                 classes = ()
@@ -90,7 +86,7 @@ def _cell_mask_kernel(
                     classes = classes + (tl.where(zs[k] > least, 1.0, 0.0),)
             else:
                 state, _ = survey(
-                    ptrs, stride_c, there, across, down, zero, C, COUNT,
+                    ptrs, stride_c, None, across, down, zero, C, COUNT,
                     EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, False, False, PTX,
                 )  # fmt: skip
                 classes = state[1]
@@ -118,10 +114,10 @@ class MaskPlan:
 
     def mask_launch(self) -> Launch:
         """The launch, without its tensors."""
-        at, tile = self.layout, class_sums_tile()
+        at, tile = self.layout, mask_tile()
         blocks = -(-at.x.size // tile.block_w)
         steps = at.y.size * (at.y.most // at.each[0])
-        wanted = 2 * tile.programs * self.device.multiprocessors // (at.N * blocks)
+        wanted = tile.programs * self.device.multiprocessors // (at.N * blocks)
         splits = blocks * max(1, min(wanted, steps))
         scalars = (
             *(at.y.size, at.x.size, at.y.out, at.x.out, splits, blocks),
@@ -130,7 +126,7 @@ class MaskPlan:
         )
         constexprs = {
             "C": at.C,
-            "COUNT": 2 if at.C > 1 else 1,
+            "COUNT": min(2, at.C),
             "PTX": self.device.ptx,
             **cell_constants(at, tile),
         }

@@ -42,9 +42,9 @@ def cell_constants(at: CellLayout, tile: CellTile) -> dict[str, Any]:
         "MOST_X": at.x.most,
         "START_Y": at.y.start,
         "START_X": at.x.start,
-        # in several pieces where the clamped outputs start is not known at compile time
-        "SPLIT_Y": at.y.split if each_y == at.y.most else -1,
-        "SPLIT_X": at.x.split if each_x == at.x.most else -1,
+        # in several pieces it is not known at compile time
+        "SPLIT_Y": at.y.nearer if each_y == at.y.most else -1,
+        "SPLIT_X": at.x.nearer if each_x == at.x.most else -1,
         "EACH_Y": each_y,
         "EACH_X": each_x,
         "BLOCK_W": tile.block_w,

@@ -173,7 +173,7 @@ def _cell_sums_kernel(
             START_X,
             EACH_X,
         )
-        across = (slopes_between(weights_x, last_x), weights_x, last_x)
+        across = (slopes_between(weights_x, last_x, SPLIT_X), weights_x, last_x)
         ahead = fetch_piece(
             logits_ptr, targets_ptr, positions_ptr, weights_ptr, positions_x,
             s // blocks, j, there, h, w, H, logits_stride_y, logits_stride_x,
@@ -188,7 +188,7 @@ def _cell_sums_kernel(
                 logits_stride_y, logits_stride_x, targets_stride_y, targets_stride_x,
                 MOST_Y, START_Y, EACH_Y, WHOLE, GRAB,
             )  # fmt: skip
-            down = (slopes_between(weights_y, last_y), weights_y, last_y)
+            down = (slopes_between(weights_y, last_y, SPLIT_Y), weights_y, last_y)
             trace += not_finite(corners)
             targets, lives = ready_targets(
                 raw, valid_ptr, positions_y, positions_x, there, valid_stride_y, valid_stride_x,
@@ -242,13 +242,14 @@ def _cell_sums_kernel(
                 START_X,
                 EACH_X,
             )
-            across = (slopes_between(weights_x, last_x), weights_x, last_x)
+            across = (slopes_between(weights_x, last_x, SPLIT_X), weights_x, last_x)
             for step in range(s // blocks, steps, rows):
                 i = step // PIECES_Y
                 positions_y, weights_y = places(
                     positions_ptr, weights_ptr, i, step % PIECES_Y, h, H, MOST_Y, START_Y, EACH_Y
                 )
-                down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
+                last_y = i == h - 1
+                down = (slopes_between(weights_y, last_y, SPLIT_Y), weights_y, last_y)
                 ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
                 strange = odd_corners(ptrs, 0, there)
                 raw = fetch_targets(

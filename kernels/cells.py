@@ -44,6 +44,13 @@ class Axis(NamedTuple):
         even = (positions == self.positions).all() and np.allclose(weights, self.weights)
         return start if self.whole and even else -1
 
+    @property
+    def nearer(self) -> int:
+        """From which place on the outputs of every cell are nearer to its second input; else -1."""
+        place = np.arange(self.most)
+        second = (self.weights > 0.5) | (self.positions < 0) & (place >= self.split)
+        return self.split if (second == (place >= self.split)).all() else -1
+
     def padded(self, each: int) -> "Axis":
         """The same with a multiple of `each` places a cell."""
         more = [(0, 0), (0, -self.most % each)]
@@ -51,6 +58,11 @@ class Axis(NamedTuple):
         weights = np.pad(self.weights, more)
         most = positions.shape[1]
         return self._replace(most=most, positions=positions, weights=weights)
+
+
+def flag_places(N: int, h: int, w: int) -> int:
+    """Places for a flag of each strip of cells that the multiclass backward launch may have."""
+    return N * (h + 1) * (1 + w // 31)  # a row has at most a block for each 31 cells
 
 
 def axis_cells(size: int, out: int, upsample: str, *, align_corners: bool = False) -> Axis:

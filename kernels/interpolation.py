@@ -48,11 +48,16 @@ def places(
 
 
 @triton.jit
-def slopes_between(weights, last):
-    """The weights as far as two inputs are mixed: in the last cell each output is one of them."""
+def slopes_between(weights, last, SPLIT: tl.constexpr):
+    """What `mix` takes of the difference of two inputs: in the last cell nothing."""
     slopes = ()
     for k in tl.static_range(len(weights)):
-        slopes = slopes + (tl.where(last, 0.0, weights[k]),)
+        slope = weights[k]
+        if SPLIT < 0:
+            slope -= tl.where(slope > 0.5, 1.0, 0.0)
+        elif k >= SPLIT:
+            slope -= 1.0
+        slopes = slopes + (tl.where(last, 0.0, slope),)
     return slopes
 
 
@@ -60,7 +65,7 @@ def slopes_between(weights, last):
 def locate(
     positions_ptr, weights_ptr, i, j, piece_y, piece_x, h, w, H, W,
     MOST_Y: tl.constexpr, MOST_X: tl.constexpr, START_Y: tl.constexpr, START_X: tl.constexpr,
-    EACH_Y: tl.constexpr, EACH_X: tl.constexpr,
+    SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr, EACH_Y: tl.constexpr, EACH_X: tl.constexpr,
 ):  # fmt: skip
     """Where a piece of cells (i, j) has its outputs, along y and x, and how they are mixed."""
     positions_x, weights_x = places(
@@ -70,17 +75,24 @@ def locate(
     positions_y, weights_y = places(
         positions_ptr, weights_ptr, i, piece_y, h, H, MOST_Y, START_Y, EACH_Y
     )
-    across = (slopes_between(weights_x, j == w - 1), weights_x, j == w - 1)
-    down = (slopes_between(weights_y, i == h - 1), weights_y, i == h - 1)
+    across = (slopes_between(weights_x, j == w - 1, SPLIT_X), weights_x, j == w - 1)
+    down = (slopes_between(weights_y, i == h - 1, SPLIT_Y), weights_y, i == h - 1)
     return positions_y, positions_x, across, down
 
 
 @triton.jit
 def fetch_corners(ptrs, offset, there):
-    """The cells' four logits as they are stored."""
+    """The cells' four logits as they are stored; `there` None: of all cells.
+
+    The offset first: the rest of the address is then the same for all classes.
+    """
     corners = ()
     for k in tl.static_range(4):
-        corners = corners + (tl.load(ptrs[k] + offset, mask=there, other=0.0),)
+        corner_ptrs = ptrs[k // 2] + offset + ptrs[2 + k % 2]
+        if there is None:
+            corners = corners + (tl.load(corner_ptrs),)
+        else:
+            corners = corners + (tl.load(corner_ptrs, mask=there, other=0.0),)
     return corners
 
 
@@ -110,41 +122,42 @@ def not_finite(corners):
 
 @triton.jit
 def corner_pointers(base_ptr, i, j, h, w, stride_y, stride_x):
-    """Pointers to the logits at the corners of cells (i, j): 00, 01, 10, 11; the ring closes."""
+    """Of cells (i, j) where their upper and lower rows of logits start, and offsets in a row.
+
+    The ring closes; threads without a cell have the last one.
+    """
     stride_y = tl.cast(stride_y, tl.int64)
     stride_x = tl.cast(stride_x, tl.int64)
+    j = tl.minimum(j, w - 1)
     below = tl.where(i + 1 < h, i + 1, 0)
     right = tl.where(j + 1 < w, j + 1, 0) * stride_x
     left = j * stride_x
-    top_ptr = base_ptr + i * stride_y
-    bottom_ptr = base_ptr + below * stride_y
-    return (top_ptr + left, top_ptr + right, bottom_ptr + left, bottom_ptr + right)
+    return base_ptr + i * stride_y, base_ptr + below * stride_y, left, right
 
 
 @triton.jit
-def mix(a, b, slopes, weights, last, SPLIT: tl.constexpr):
-    """The outputs between a and b along one axis: a + slope (b - a), in the last cell a or b.
+def mix(a, b, slopes, weights, SPLIT: tl.constexpr):
+    """The outputs between a and b along one axis: a or b, the nearer, and a slope times b - a.
 
     Always the same instructions, so that a logit computed twice is the same to the bit. SPLIT: from
-    which output on the last cell's are b; -1: their weight says so.
+    which output on b is nearer; -1: their weight says so.
     """
     change = b - a
-    other = tl.where(last, b, a)
     values = ()
     for k in tl.static_range(len(slopes)):
-        values = values + (mix_one(a, change, other, slopes, weights, k, SPLIT),)
+        values = values + (mix_one(a, b, change, slopes, weights, k, SPLIT),)
     return values
 
 
 @triton.jit
-def mix_one(a, change, other, slopes, weights, k: tl.constexpr, SPLIT: tl.constexpr):
+def mix_one(a, b, change, slopes, weights, k: tl.constexpr, SPLIT: tl.constexpr):
     """Output k between a and b."""
     if SPLIT < 0:
-        start = tl.where(weights[k] > 0.5, other, a)
+        start = tl.where(weights[k] > 0.5, b, a)
     elif k < SPLIT:
         start = a
     else:
-        start = other
+        start = b
     return tl.fma(change, slopes[k], start)
 
 
@@ -154,11 +167,11 @@ def outputs_of(
     SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
 ):  # fmt: skip
     """A piece's outputs from its corners; across, down: (slopes, weights, last) along x and y."""
-    top = mix(corners[0], corners[1], across[0], across[1], across[2], SPLIT_X)
-    bottom = mix(corners[2], corners[3], across[0], across[1], across[2], SPLIT_X)
+    top = mix(corners[0], corners[1], across[0], across[1], SPLIT_X)
+    bottom = mix(corners[2], corners[3], across[0], across[1], SPLIT_X)
     columns = ()
     for b in tl.static_range(EACH_X):
-        columns = columns + (mix(top[b], bottom[b], down[0], down[1], down[2], SPLIT_Y),)
+        columns = columns + (mix(top[b], bottom[b], down[0], down[1], SPLIT_Y),)
     values = ()
     for a in tl.static_range(EACH_Y):
         for b in tl.static_range(EACH_X):
@@ -172,20 +185,20 @@ def output_of(
     SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
 ):  # fmt: skip
     """The output in row a, column b of a piece alone, the same to the bit."""
-    other = tl.where(across[2], corners[1], corners[0])
-    top = mix_one(corners[0], corners[1] - corners[0], other, across[0], across[1], b, SPLIT_X)
-    other = tl.where(across[2], corners[3], corners[2])
-    bottom = mix_one(corners[2], corners[3] - corners[2], other, across[0], across[1], b, SPLIT_X)
-    other = tl.where(down[2], bottom, top)
-    return mix_one(top, bottom - top, other, down[0], down[1], a, SPLIT_Y)
+    change = corners[1] - corners[0]
+    top = mix_one(corners[0], corners[1], change, across[0], across[1], b, SPLIT_X)
+    change = corners[3] - corners[2]
+    bottom = mix_one(corners[2], corners[3], change, across[0], across[1], b, SPLIT_X)
+    return mix_one(top, bottom, bottom - top, down[0], down[1], a, SPLIT_Y)
 
 
 @triton.jit
 def odd_corners(ptrs, offset, there):
     """1 for a corner that is NaN or infinite, else 0."""
+    fetched = fetch_corners(ptrs, offset, there)
     corners = ()
     for k in tl.static_range(4):
-        x = tl.load(ptrs[k] + offset, mask=there, other=0.0).to(tl.float32)
+        x = fetched[k].to(tl.float32)
         corners = corners + (tl.where(tl.abs(x) < float("inf"), 0.0, 1.0),)
     return corners
 
@@ -211,7 +224,7 @@ def either(a, b, along, SPLIT: tl.constexpr):
     none = ()
     for _k in tl.static_range(len(along[0])):
         none = none + (0.0,)
-    alone = mix(a, b, none, along[1], along[2], SPLIT)
+    alone = mix(a, b, none, along[1], SPLIT)
     values = ()
     for k in tl.static_range(len(along[0])):
         values = values + (tl.where(along[2], alone[k], tl.maximum(a, b)),)
