@@ -10,6 +10,7 @@ import triton.language as tl
 
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.cell_class_slopes import (
+    fetch_region,
     mean_slopes,
     pick_up,
     put_off,
@@ -23,10 +24,9 @@ from fastseg_losses.kernels.interpolation import (
     both_from_left,
     corner_pointers,
     locate,
-    output_offsets,
+    output_pointers,
     shares_of,
 )
-from fastseg_losses.kernels.multiclass_slopes import load_region
 from fastseg_losses.kernels.pixels import pixel_base
 
 NORMS = finalize.NORMS
@@ -146,8 +146,8 @@ def _cell_class_gradient_kernel(
     stride_c = tl.cast(logits_stride_c, tl.int64)
     targets_stride_c = tl.cast(targets_stride_c, tl.int64)
     dlogits_stride_c = tl.cast(dlogits_stride_c, tl.int64)
-    plane = N * tl.cast(H, tl.int64) * W
-    kept_ptr = table_ptr + kept_start + n * tl.cast(H, tl.int64) * W
+    KEPT: tl.constexpr = 2 if IDS else 1  # of each output
+    kept_ptr = table_ptr + kept_start + n * tl.cast(H, tl.int64) * W * KEPT
 
     lane = tl.arange(0, BLOCK_W)
     at = block * (BLOCK_W - OVERLAP) - OVERLAP + lane
@@ -191,9 +191,11 @@ def _cell_class_gradient_kernel(
                 positions_ptr, weights_ptr, i, j, piece // PIECES_X, piece % PIECES_X, h, w, H, W,
                 MOST_Y, MOST_X, START_Y, START_X, SPLIT_Y, SPLIT_X, EACH_Y, EACH_X,
             )  # fmt: skip
-            offsets = output_offsets(positions_y, positions_x, targets_stride_y, targets_stride_x)
+            spots = output_pointers(
+                targets_ptr, positions_y, positions_x, targets_stride_y, targets_stride_x
+            )
             labels, lives = read_labels(
-                targets_ptr, valid_ptr, offsets, positions_y, positions_x, there,
+                spots, valid_ptr, positions_y, positions_x, there,
                 valid_stride_y, valid_stride_x, ignore_index, C, IDS, WHOLE, PIXEL_VALID,
                 HAS_IGNORE,
             )  # fmt: skip
@@ -205,16 +207,16 @@ def _cell_class_gradient_kernel(
             pushes = labels
             at_labels = labels
             if SOFTMAX:
-                kept = output_offsets(positions_y, positions_x, W, 1)
+                kept = output_pointers(kept_ptr, positions_y, positions_x, W * KEPT, KEPT)
                 lses, means, pushes = mean_slopes(
-                    ptrs, stride_c, needed, lives, kept_ptr, kept, across, down,
-                    targets_ptr, targets_stride_c, offsets, dloss_ptr, table_ptr, points_ptr,
+                    ptrs, stride_c, needed, lives, kept, across, down,
+                    spots, targets_stride_c, dloss_ptr, table_ptr, points_ptr,
                     group, groups, dloss_stride_k, dloss_stride_c, region_factor, point_factor,
                     term_params, TERMS, SMOOTHED, SPREAD, REGION, IDS, SUMS, PER_CLASS, C, FIRST,
                     EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, PTX,
                 )  # fmt: skip
                 pushes, at_labels = softmax_outputs(
-                    labels, lives, means, pushes, kept_ptr + plane, kept, dloss_ptr, table_ptr,
+                    labels, lives, means, pushes, kept, dloss_ptr, table_ptr,
                     points_ptr, group, groups, dloss_stride_k, dloss_stride_c,
                     region_factor, point_factor, term_params,
                     TERMS, SMOOTHED, REGION, IDS, SUMS, PER_CLASS, C, FIRST, PTX,
@@ -226,28 +228,30 @@ def _cell_class_gradient_kernel(
             # A class's rows are stored a turn later, when what the neighbours have given is there.
             late = (zero, zero, zero, zero, zero, zero)
             ahead = fetch_class(ptrs, 0, stride_c, needed, C)
+            pair_ahead = fetch_region(
+                dloss_ptr, table_ptr, 0, group, groups, dloss_stride_k, dloss_stride_c,
+                REGION, C, FIRST, SUMS, PER_CLASS,
+            )  # fmt: skip
             for c in range(C):
                 corners = ahead
+                d_overlap = pair_ahead[0] * region_factor
+                d_mass = pair_ahead[1] * region_factor
                 ahead = fetch_class(ptrs, c + 1, stride_c, needed, C)
+                pair_ahead = fetch_region(
+                    dloss_ptr, table_ptr, c + 1, group, groups, dloss_stride_k, dloss_stride_c,
+                    REGION, C, FIRST, SUMS, PER_CLASS,
+                )  # fmt: skip
                 zs = class_outputs(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, SOFTMAX)
-                d_overlap, d_mass = 0.0, 0.0
-                if REGION:
-                    d_overlap, d_mass = load_region(
-                        dloss_ptr, table_ptr, c, group, groups,
-                        dloss_stride_k, dloss_stride_c, C, FIRST, SUMS, PER_CLASS,
-                    )  # fmt: skip
-                    d_overlap *= region_factor
-                    d_mass *= region_factor
-                targets_c_ptr = targets_ptr + c * targets_stride_c
+                targets_c = c * targets_stride_c
                 if SOFTMAX:
                     slopes = softmax_class(
-                        zs, lses, pushes, classes, at_labels, lives, targets_c_ptr, offsets,
+                        zs, lses, pushes, classes, at_labels, lives, spots, targets_c,
                         d_overlap, d_mass, points_ptr, c, point_factor, term_params,
                         TERMS, SMOOTHED, SPREAD, REGION, IDS, C, PTX,
                     )  # fmt: skip
                 else:
                     slopes = sigmoid_slopes(
-                        zs, labels, lives, targets_c_ptr, offsets, d_overlap, d_mass,
+                        zs, labels, lives, spots, targets_c, d_overlap, d_mass,
                         points_ptr, vector_ptr, c, point_factor, vector_stride, term_params,
                         TERMS, IDS, C, PTX,
                     )  # fmt: skip

@@ -12,7 +12,7 @@ from fastseg_losses.kernels.interpolation import (
     output_of,
     ready_corners,
 )
-from fastseg_losses.kernels.special import LN2, LOG2E, equal, exp2, log1p_unit, log2
+from fastseg_losses.kernels.special import LN2, LOG2E, equal, exp2, log1p_unit, log2, reciprocal
 from fastseg_losses.kernels.stacking import stacked
 from fastseg_losses.kernels.terms import NEUTRAL, pixel_of
 
@@ -48,7 +48,7 @@ def label_terms(
         # exceeds 1 by vanish together.
         below = tl.where(known, largest[k] - z, 0.0)
         e = exp2(-below, PTX)
-        r = 1.0 / total[k]
+        r = reciprocal(total[k], PTX)
         log_total = tl.where(
             total[k] < 2.0, log1p_unit(tl.minimum(total[k] - 1.0, 1.0)), log2(total[k], PTX) * LN2
         )
@@ -111,7 +111,7 @@ def spread_share(t, e, IDS: tl.constexpr, SMOOTHED: tl.constexpr, C: tl.constexp
 
 @triton.jit
 def add_classes(
-    row_ptr, sums, ptrs, stride_c, targets_ptr, targets_stride_c, offsets,
+    row_ptr, sums, ptrs, stride_c, spots, targets_stride_c,
     labels, lives, there, lses, p_labels, first, across, down,
     weights_ptr, vector_ptr, vector_stride, params,
     TERMS: tl.constexpr, BALANCED: tl.constexpr, SMOOTHED: tl.constexpr, SPREAD: tl.constexpr,
@@ -152,7 +152,7 @@ def add_classes(
                 count += PREDICTED_ONE * equal(first[k], class_c, PTX)
                 t = is_label
                 if not IDS:
-                    at = targets_ptr + c * targets_stride_c + offsets[k]
+                    at = spots[k] + c * targets_stride_c
                     t = tl.load(at, mask=lives[k], other=0.0).to(tl.float32)
                     share += t
                     labelled += is_label
@@ -216,18 +216,18 @@ def add_to(ptrs, value, inside):
 
 @triton.jit
 def soft_labels(
-    targets_ptr, targets_stride_c, offsets, lives, C: tl.constexpr
+    spots, targets_stride_c, lives, C: tl.constexpr
 ):  # fmt: skip
     """Of soft targets the likeliest class (-1 where none counts), its target, the worst stray."""
     labels = ()
     certains = ()
     stray = tl.zeros(lives[0].shape, tl.float32)
-    for k in tl.static_range(len(offsets)):
+    for k in tl.static_range(len(spots)):
         label = tl.where(lives[k], 0, -1)
-        certain = tl.load(targets_ptr + offsets[k], mask=lives[k], other=0.0).to(tl.float32)
+        certain = tl.load(spots[k], mask=lives[k], other=0.0).to(tl.float32)
         worst = tl.abs(certain - 0.5)
         for c in range(1, C):
-            ptrs = targets_ptr + c * targets_stride_c + offsets[k]
+            ptrs = spots[k] + c * targets_stride_c
             t = tl.load(ptrs, mask=lives[k], other=0.0).to(tl.float32)
             label = tl.where(t > certain, c, label)
             certain = tl.maximum(certain, t)
@@ -240,7 +240,7 @@ def soft_labels(
 
 @triton.jit
 def count_odd(
-    ptrs, stride_c, there, lives, across, down, targets_ptr, targets_stride_c, offsets,
+    ptrs, stride_c, there, lives, across, down, spots, targets_stride_c,
     C: tl.constexpr, IDS: tl.constexpr,
     EACH_Y: tl.constexpr, EACH_X: tl.constexpr, SPLIT_Y: tl.constexpr, SPLIT_X: tl.constexpr,
 ):  # fmt: skip
@@ -253,7 +253,7 @@ def count_odd(
         for k in tl.static_range(EACH_Y * EACH_X):
             strange += tl.sum(tl.where(lives[k], odd[k], 0.0))
             if not IDS:
-                at = targets_ptr + c * targets_stride_c + offsets[k]
+                at = spots[k] + c * targets_stride_c
                 t = tl.load(at, mask=lives[k], other=0.5).to(tl.float32)
                 wrong += tl.sum(tl.where(tl.abs(t - 0.5) <= 0.501, 0.0, 1.0))
     return strange, wrong

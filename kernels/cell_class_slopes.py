@@ -12,7 +12,7 @@ from fastseg_losses.kernels.cell_class_points import spread_share
 from fastseg_losses.kernels.cell_classes import class_outputs, fetch_class
 from fastseg_losses.kernels.gradient import slope_of_terms
 from fastseg_losses.kernels.multiclass_slopes import load_point, load_region
-from fastseg_losses.kernels.special import LN2, LOG2E, exp2, where_equal
+from fastseg_losses.kernels.special import LN2, LOG2E, equal, exp2
 from fastseg_losses.kernels.stacking import stacked, unstacked
 from fastseg_losses.kernels.terms import NEUTRAL
 
@@ -38,9 +38,25 @@ def spread_pull(
 
 
 @triton.jit
+def fetch_region(
+    dloss_ptr, table_ptr, c, group, groups, dloss_stride_k, dloss_stride_c,
+    REGION: tl.constexpr, C: tl.constexpr, FIRST: tl.constexpr,
+    SUMS: tl.constexpr, PER_CLASS: tl.constexpr,
+):  # fmt: skip
+    """`load_region` of class c, or of the last; asked for one class ahead, so that none waits."""
+    if REGION:
+        return load_region(
+            dloss_ptr, table_ptr, tl.minimum(c, C - 1), group, groups,
+            dloss_stride_k, dloss_stride_c, C, FIRST, SUMS, PER_CLASS,
+        )  # fmt: skip
+    else:
+        return tl.zeros((), tl.float32), tl.zeros((), tl.float32)
+
+
+@triton.jit
 def mean_slopes(
-    ptrs, stride_c, needed, lives, kept_ptr, kept, across, down,
-    targets_ptr, targets_stride_c, offsets, dloss_ptr, table_ptr, points_ptr,
+    ptrs, stride_c, needed, lives, kept, across, down,
+    spots, targets_stride_c, dloss_ptr, table_ptr, points_ptr,
     group, groups, dloss_stride_k, dloss_stride_c, region_factor, point_factor, params,
     TERMS: tl.constexpr, SMOOTHED: tl.constexpr, SPREAD: tl.constexpr, REGION: tl.constexpr,
     IDS: tl.constexpr, SUMS: tl.constexpr, PER_CLASS: tl.constexpr,
@@ -54,30 +70,32 @@ def mean_slopes(
     means = ()
     pushes = ()
     for k in tl.static_range(len(lives)):
-        lses = lses + (tl.load(kept_ptr + kept[k], mask=lives[k], other=SKIPPED),)
+        lses = lses + (tl.load(kept[k], mask=lives[k], other=SKIPPED),)
         means = means + (nothing,)
         pushes = pushes + (nothing,)
     if REGION or SPREAD:
         ahead = fetch_class(ptrs, 0, stride_c, needed, C)
+        pair_ahead = fetch_region(
+            dloss_ptr, table_ptr, 0, group, groups, dloss_stride_k, dloss_stride_c,
+            REGION, C, FIRST, SUMS, PER_CLASS,
+        )  # fmt: skip
         for c in range(C):
             corners = ahead
+            d_overlap = pair_ahead[0] * region_factor
+            d_mass = pair_ahead[1] * region_factor
             ahead = fetch_class(ptrs, c + 1, stride_c, needed, C)
+            pair_ahead = fetch_region(
+                dloss_ptr, table_ptr, c + 1, group, groups, dloss_stride_k, dloss_stride_c,
+                REGION, C, FIRST, SUMS, PER_CLASS,
+            )  # fmt: skip
             zs = class_outputs(corners, across, down, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, True)
-            d_overlap, d_mass = 0.0, 0.0
-            if REGION:
-                d_overlap, d_mass = load_region(
-                    dloss_ptr, table_ptr, c, group, groups,
-                    dloss_stride_k, dloss_stride_c, C, FIRST, SUMS, PER_CLASS,
-                )  # fmt: skip
-                d_overlap *= region_factor
-                d_mass *= region_factor
             new_means = ()
             new_pushes = ()
             for k in tl.static_range(len(lives)):
                 p = exp2(zs[k] - lses[k], PTX)
                 t = 0.0
                 if not IDS:
-                    at = targets_ptr + c * targets_stride_c + offsets[k]
+                    at = spots[k] + c * targets_stride_c
                     t = tl.load(at, mask=lives[k], other=0.0).to(tl.float32)
                 mean = means[k]
                 if REGION:
@@ -98,7 +116,7 @@ def mean_slopes(
 
 @triton.jit
 def softmax_outputs(
-    labels, lives, means, pushes, nlls_ptr, kept, dloss_ptr, table_ptr, points_ptr,
+    labels, lives, means, pushes, kept, dloss_ptr, table_ptr, points_ptr,
     group, groups, dloss_stride_k, dloss_stride_c, region_factor, point_factor, params,
     TERMS: tl.constexpr, SMOOTHED: tl.constexpr, REGION: tl.constexpr,
     IDS: tl.constexpr, SUMS: tl.constexpr, PER_CLASS: tl.constexpr,
@@ -112,7 +130,7 @@ def softmax_outputs(
         mean = means[k]
         slope = push
         if IDS:
-            nll = tl.load(nlls_ptr + kept[k], mask=lives[k], other=0.0)
+            nll = tl.load(kept[k] + 1, mask=lives[k], other=0.0)
             p = exp2(nll * (-LOG2E), PTX)
             # 1 - p by a series where the difference keeps few digits
             series = nll * (1.0 - nll * (0.5 - nll * (1.0 / 6.0 - nll * (1.0 / 24.0))))
@@ -143,7 +161,7 @@ def softmax_outputs(
 
 @triton.jit
 def softmax_class(
-    zs, lses, shared, labels, at_labels, lives, targets_c_ptr, offsets,
+    zs, lses, shared, labels, at_labels, lives, spots, targets_c,
     d_overlap, d_mass, points_ptr, c, point_factor, params,
     TERMS: tl.constexpr, SMOOTHED: tl.constexpr, SPREAD: tl.constexpr, REGION: tl.constexpr,
     IDS: tl.constexpr, C: tl.constexpr, PTX: tl.constexpr,
@@ -151,10 +169,17 @@ def softmax_class(
     """The slopes of class c; the labels as floats."""
     slopes = ()
     for k in tl.static_range(len(zs)):
-        p = exp2(zs[k] - lses[k], PTX)
+        z = zs[k]
+        is_label = 0.0
+        if IDS:
+            # The label's p becomes 0 and its slope is added. For a select the compiler makes all
+            # comparisons first and packs their predicates: of 16 up to 95 instructions, here 48.
+            is_label = equal(labels[k], tl.cast(c, tl.float32), PTX)
+            z = tl.fma(is_label, -SKIPPED, z)
+        p = exp2(z - lses[k], PTX)
         t = 0.0
         if not IDS:
-            t = tl.load(targets_c_ptr + offsets[k], mask=lives[k], other=0.0).to(tl.float32)
+            t = tl.load(spots[k] + targets_c, mask=lives[k], other=0.0).to(tl.float32)
         if REGION and IDS:
             slope = p * (d_mass + shared[k])
         elif REGION:
@@ -162,8 +187,10 @@ def softmax_class(
         else:
             slope = p * shared[k]
         if IDS:
-            slope = where_equal(labels[k], tl.cast(c, tl.float32), at_labels[k], slope, PTX)
+            slope = tl.fma(is_label, at_labels[k], slope)
         if SPREAD:
+            if IDS:
+                p = exp2(zs[k] - lses[k], PTX)
             slope -= spread_pull(
                 zs[k], lses[k], p, t, lives[k], points_ptr, c, point_factor, params,
                 TERMS, SMOOTHED, IDS, C, PTX,
@@ -174,7 +201,7 @@ def softmax_class(
 
 @triton.jit
 def sigmoid_slopes(
-    zs, labels, lives, targets_c_ptr, offsets, d_overlap, d_mass,
+    zs, labels, lives, spots, targets_c, d_overlap, d_mass,
     points_ptr, pos_weight_ptr, c, point_factor, pos_weight_stride, params,
     TERMS: tl.constexpr, IDS: tl.constexpr, C: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
@@ -184,7 +211,7 @@ def sigmoid_slopes(
         if IDS:
             t = tl.where(labels[k] == c, 1.0, 0.0)
         else:
-            t = tl.load(targets_c_ptr + offsets[k], mask=lives[k], other=0.0).to(tl.float32)
+            t = tl.load(spots[k] + targets_c, mask=lives[k], other=0.0).to(tl.float32)
         ts = ts + (t,)
     coefs = (d_overlap, d_mass)
     for m in tl.static_range(len(TERMS) - 2):

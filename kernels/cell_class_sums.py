@@ -17,11 +17,11 @@ from fastseg_losses.kernels.cell_class_points import (
 )
 from fastseg_losses.kernels.cell_classes import any_of, read_labels, survey
 from fastseg_losses.kernels.flags import clear_flags
-from fastseg_losses.kernels.interpolation import corner_pointers, locate, output_offsets
+from fastseg_losses.kernels.interpolation import corner_pointers, locate, output_pointers
 from fastseg_losses.kernels.last_program import complete_record
 from fastseg_losses.kernels.multiclass_teams import finish_class_program
 from fastseg_losses.kernels.pixels import pixel_base
-from fastseg_losses.kernels.special import LOG2E, exp2, log2
+from fastseg_losses.kernels.special import LOG2E, exp2, log2, reciprocal
 from fastseg_losses.kernels.sums import columns_sum
 
 RECORD = finalize.RECORD
@@ -45,7 +45,7 @@ def _cell_class_sums_kernel(
     # outputs
     loss_ptr,  # see _class_sums_kernel
     stats_ptr,  # (NUM_FIELDS + terms + 5 C,)
-    table_ptr,  # see multiclass_finalize.py; then for backward flags, 0, and (2, N, H, W)
+    table_ptr,  # see multiclass_finalize.py; then for backward flags, 0, and (N, H, W, 2)
     workspace_ptr,  # samples, partials: see multiclass_finalize.py
     counters_ptr,  # (1 + N + N teams,) int32, all 0 before and after
     alarm_ptr,  # (1,) int32 on the host, or None
@@ -147,8 +147,8 @@ def _cell_class_sums_kernel(
             steps = 0  # not annotated: nothing of the sample is read
     stride_c = tl.cast(logits_stride_c, tl.int64)
     targets_stride_c = tl.cast(targets_stride_c, tl.int64)
-    plane = N * tl.cast(H, tl.int64) * W
-    kept_ptr = table_ptr + kept_start + n * tl.cast(H, tl.int64) * W
+    KEPT: tl.constexpr = 2 if IDS else 1  # of each output
+    kept_ptr = table_ptr + kept_start + n * tl.cast(H, tl.int64) * W * KEPT
 
     clear_flags(table_ptr + flags_start, flags, pid, tl.num_programs(0), BLOCK_W)
     samples_ptr = workspace_ptr + workspace_start
@@ -174,9 +174,11 @@ def _cell_class_sums_kernel(
                 positions_ptr, weights_ptr, i, j, step % PIECES_Y, piece_x, h, w, H, W,
                 MOST_Y, MOST_X, START_Y, START_X, SPLIT_Y, SPLIT_X, EACH_Y, EACH_X,
             )  # fmt: skip
-            offsets = output_offsets(positions_y, positions_x, targets_stride_y, targets_stride_x)
+            spots = output_pointers(
+                targets_ptr, positions_y, positions_x, targets_stride_y, targets_stride_x
+            )
             labels, lives = read_labels(
-                targets_ptr, valid_ptr, offsets, positions_y, positions_x, there,
+                spots, valid_ptr, positions_y, positions_x, there,
                 valid_stride_y, valid_stride_x, ignore_index, C, IDS, WHOLE, PIXEL_VALID,
                 HAS_IGNORE,
             )  # fmt: skip
@@ -190,9 +192,7 @@ def _cell_class_sums_kernel(
             )  # fmt: skip
             certains = lives
             if not IDS:
-                labels, certains, worst = soft_labels(
-                    targets_ptr, targets_stride_c, offsets, lives, C
-                )
+                labels, certains, worst = soft_labels(spots, targets_stride_c, lives, C)
                 stray = tl.maximum(stray, worst, propagate_nan=tl.PropagateNan.ALL)
             points = ()
             for k in tl.static_range(NUM_POINT):
@@ -205,7 +205,7 @@ def _cell_class_sums_kernel(
                     class_weights_ptr, vector_ptr, term_params,
                     TERMS, BALANCED, SMOOTHED, EACH_X, SPLIT_Y, SPLIT_X, PTX,
                 )  # fmt: skip
-            kept = output_offsets(positions_y, positions_x, W, 1)
+            kept = output_pointers(kept_ptr, positions_y, positions_x, W * KEPT, KEPT)
             lses = ()
             first = ()
             classes = ()
@@ -217,10 +217,12 @@ def _cell_class_sums_kernel(
             for k in tl.static_range(EACH):
                 if SOFTMAX:
                     lse = tl.where(lives[k], state[0][k] + log2(state[2][k], PTX), SKIPPED)
-                    p = tl.where(lives[k], 1.0 / state[2][k], 0.0)  # of the likeliest class
-                    tl.store(kept_ptr + kept[k], lse, mask=lives[k])
+                    p = tl.where(
+                        lives[k], reciprocal(state[2][k], PTX), 0.0
+                    )  # of the likeliest class
+                    tl.store(kept[k], lse, mask=lives[k])
                     if IDS:
-                        tl.store(kept_ptr + plane + kept[k], nlls[k], mask=lives[k])
+                        tl.store(kept[k] + 1, nlls[k], mask=lives[k])
                 else:
                     lse = zero
                     p = 1.0 / (1.0 + exp2(-state[0][k] * LOG2E, PTX))
@@ -238,7 +240,7 @@ def _cell_class_sums_kernel(
                     certain += certains[k]
                     sure += tl.where(certains[k] > 0.5, 1.0, 0.0)
             points = add_classes(
-                row_ptr, points, ptrs, stride_c, targets_ptr, targets_stride_c, offsets,
+                row_ptr, points, ptrs, stride_c, spots, targets_stride_c,
                 classes, lives, needed, lses, p_labels, first, across, down,
                 class_weights_ptr, vector_ptr, vector_stride, term_params,
                 TERMS, BALANCED, SMOOTHED, SPREAD, SOFTMAX, IDS, C,
@@ -271,18 +273,18 @@ def _cell_class_sums_kernel(
                     positions_ptr, weights_ptr, i, j, step % PIECES_Y, piece_x, h, w, H, W,
                     MOST_Y, MOST_X, START_Y, START_X, SPLIT_Y, SPLIT_X, EACH_Y, EACH_X,
                 )  # fmt: skip
-                offsets = output_offsets(
-                    positions_y, positions_x, targets_stride_y, targets_stride_x
+                spots = output_pointers(
+                    targets_ptr, positions_y, positions_x, targets_stride_y, targets_stride_x
                 )
                 _, lives = read_labels(
-                    targets_ptr, valid_ptr, offsets, positions_y, positions_x, there,
+                    spots, valid_ptr, positions_y, positions_x, there,
                     valid_stride_y, valid_stride_x, ignore_index, C, IDS, WHOLE, PIXEL_VALID,
                     HAS_IGNORE,
                 )  # fmt: skip
                 ptrs = corner_pointers(logits_ptr, i, j, h, w, logits_stride_y, logits_stride_x)
                 strange, wrong = count_odd(
                     ptrs, stride_c, there, lives, across, down,
-                    targets_ptr, targets_stride_c, offsets,
+                    spots, targets_stride_c,
                     C, IDS, EACH_Y, EACH_X, SPLIT_Y, SPLIT_X,
                 )  # fmt: skip
                 nonfinite += strange

@@ -11,7 +11,7 @@ from fastseg_losses.kernels.cell_pieces import has_output
 from fastseg_losses.kernels.interpolation import (
     fetch_corners,
     not_finite,
-    output_offsets,
+    output_pointers,
     outputs_of,
     ready_corners,
 )
@@ -22,9 +22,8 @@ SKIPPED = tl.constexpr(1e30)  # the logarithm of an output that does not count: 
 
 @triton.jit
 def read_labels(
-    targets_ptr,
+    spots,
     valid_ptr,
-    offsets,
     positions_y,
     positions_x,
     there,
@@ -37,19 +36,24 @@ def read_labels(
     PIXEL_VALID: tl.constexpr,
     HAS_IGNORE: tl.constexpr,
 ):
-    """A piece's labels (-1 for no class, or of soft targets), and which of its outputs count."""
-    valids = offsets
+    """A piece's labels (-1 for no class, or of soft targets), and which of its outputs count.
+
+    spots: pointers to their targets.
+    """
+    valids = spots
     if PIXEL_VALID:
-        valids = output_offsets(positions_y, positions_x, valid_stride_y, valid_stride_x)
+        valids = output_pointers(
+            valid_ptr, positions_y, positions_x, valid_stride_y, valid_stride_x
+        )
     labels = ()
     lives = ()
-    for k in tl.static_range(len(offsets)):
+    for k in tl.static_range(len(spots)):
         live = has_output(k, positions_y, positions_x, there, WHOLE)
         if PIXEL_VALID:
-            live = live & (tl.load(valid_ptr + valids[k], mask=live, other=0) != 0)
+            live = live & (tl.load(valids[k], mask=live, other=0) != 0)
         label = tl.full(there.shape, -1, tl.int32)
         if IDS:
-            y = tl.load(targets_ptr + offsets[k], mask=live, other=0)
+            y = tl.load(spots[k], mask=live, other=0)
             # wide enough for C and for a negative ignore_index, and no id wraps into a class
             if y.dtype.primitive_bitwidth < 32:
                 y = y.to(tl.int32)

@@ -9,7 +9,7 @@ from fastseg_losses.kernels.cell_classes import class_outputs, fetch_class, surv
 from fastseg_losses.kernels.cell_pieces import has_output
 from fastseg_losses.kernels.cell_plan import CellLayout, cell_constants
 from fastseg_losses.kernels.cell_tiles import mask_tile
-from fastseg_losses.kernels.interpolation import corner_pointers, locate, output_offsets
+from fastseg_losses.kernels.interpolation import corner_pointers, locate, output_pointers
 from fastseg_losses.kernels.launch import Device, Launch
 from fastseg_losses.kernels.pixels import pixel_base
 
@@ -90,11 +90,11 @@ def _cell_mask_kernel(
                     EACH_Y, EACH_X, SPLIT_Y, SPLIT_X, False, False, PTX,
                 )  # fmt: skip
                 classes = state[1]
-            offsets = output_offsets(positions_y, positions_x, W, 1)
+            spots = output_pointers(mask_ptr, positions_y, positions_x, W, 1)
             for k in tl.static_range(EACH_Y * EACH_X):
                 inside = has_output(k, positions_y, positions_x, there, WHOLE)
                 value = classes[k].to(tl.int32).to(mask_ptr.dtype.element_ty)
-                tl.store(mask_ptr + offsets[k], value, mask=inside)
+                tl.store(spots[k], value, mask=inside)
 
 
 class MaskPlan:

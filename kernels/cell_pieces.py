@@ -6,7 +6,7 @@ import triton.language as tl
 from fastseg_losses.kernels.interpolation import (
     corner_pointers,
     fetch_corners,
-    output_offsets,
+    output_pointers,
     places,
 )
 
@@ -20,11 +20,11 @@ def fetch_targets(
     WHOLE: tl.constexpr, GRAB: tl.constexpr,
 ):  # fmt: skip
     """A piece's targets as they are stored; GRAB bytes that lie together in one integer."""
-    offsets = output_offsets(positions_y, positions_x, stride_y, stride_x)
+    spots = output_pointers(targets_ptr, positions_y, positions_x, stride_y, stride_x)
     targets = ()
-    for k in tl.static_range(0, len(offsets), GRAB):
+    for k in tl.static_range(0, len(spots), GRAB):
         inside = has_output(k, positions_y, positions_x, there, WHOLE)
-        ptrs = targets_ptr + offsets[k]
+        ptrs = spots[k]
         if GRAB == 2:
             ptrs = ptrs.to(tl.pointer_type(tl.uint16), bitcast=True)
         if GRAB == 4:
@@ -60,14 +60,18 @@ def ready_targets(
     PTX: tl.constexpr,
 ):
     """A piece's targets as float32 (0 where they do not count), and where they count."""
-    offsets = output_offsets(positions_y, positions_x, valid_stride_y, valid_stride_x)
+    valids = raw
+    if PIXEL_VALID:
+        valids = output_pointers(
+            valid_ptr, positions_y, positions_x, valid_stride_y, valid_stride_x
+        )
     targets = ()
     lives = ()
     for k in tl.static_range(len(raw) * GRAB):
         live = has_output(k, positions_y, positions_x, there, WHOLE)
         t = number_of(raw[k // GRAB], k % GRAB, GRAB, PTX)
         if PIXEL_VALID:
-            live = live & (tl.load(valid_ptr + offsets[k], mask=live, other=0) != 0)
+            live = live & (tl.load(valids[k], mask=live, other=0) != 0)
         if HAS_IGNORE:
             live = live & (t != ignore_index)
         if PIXEL_VALID or HAS_IGNORE:

@@ -281,13 +281,16 @@ def both_from_left(exchange_ptr, turn, top, bottom, before, BLOCK_W: tl.constexp
 
 
 @triton.jit
-def output_offsets(positions_y, positions_x, stride_y, stride_x):
-    """Offsets of a piece's outputs in a plane; a place without an output has the first one's."""
+def output_pointers(base_ptr, positions_y, positions_x, stride_y, stride_x):
+    """Pointers to a piece's outputs in a plane; a place without an output has the first one's.
+
+    The row first: it is the same for all threads.
+    """
     stride_y = tl.cast(stride_y, tl.int64)
     stride_x = tl.cast(stride_x, tl.int64)
-    offsets = ()
+    ptrs = ()
     for a in tl.static_range(len(positions_y)):
-        row = tl.maximum(positions_y[a], 0) * stride_y
+        row_ptr = base_ptr + tl.maximum(positions_y[a], 0) * stride_y
         for b in tl.static_range(len(positions_x)):
-            offsets = offsets + (row + tl.maximum(positions_x[b], 0) * stride_x,)
-    return offsets
+            ptrs = ptrs + (row_ptr + tl.maximum(positions_x[b], 0) * stride_x,)
+    return ptrs
