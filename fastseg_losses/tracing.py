@@ -33,7 +33,8 @@ def is_traced(logits: Any) -> bool:
     if _transforms() or _modes() or _recorder() is not None or forward_ad._current_level >= 0:
         return True
     kind = type(logits)
-    return kind is not Tensor and getattr(kind, "__torch_dispatch__", None) != _no_dispatch
+    # no tensor at all: the call's own checks say so
+    return kind is not Tensor and getattr(kind, "__torch_dispatch__", _no_dispatch) != _no_dispatch
 
 
 def is_batched(tensor: Tensor) -> bool:
