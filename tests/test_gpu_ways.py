@@ -65,8 +65,10 @@ def test_twenty_shapes_under_inductor(cuda, monkeypatch):
         monkeypatch.setattr(
             kernel, "compile", lambda *a, _c=compile_, **k: (built.append(1), _c(*a, **k))[1]
         )
-    # a power that no other test has, so that its kernels are not there yet
-    criterion = CombinedSegmentationLoss(focal_alpha=None, focal_gamma=1.9, tversky_weight=0.2)
+    # a sum of terms that no other test has, so that its kernels are not there yet
+    criterion = CombinedSegmentationLoss(
+        focal_gamma=1.9, iou_weight=0.1, tversky_weight=0.2, tversky_gamma=1.5
+    )
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(lambda x, t: 3 * criterion(2 * x, t), fullgraph=True, backend=counter)
     for k in range(20):
