@@ -43,7 +43,7 @@ test-builds: $(STAMP)
 # interpreted kernels, drawn examples, other libraries and training.
 QUICK := --ignore=tests/compat --ignore=tests/training --ignore-glob='tests/test_ops*' \
 	--ignore=tests/test_single.py --ignore=tests/test_variants.py --ignore=tests/test_packaging.py \
-	--ignore=tests/test_train_cli.py
+	--ignore=tests/test_train_cli.py --ignore=tests/test_distributed_losses.py --ignore-glob='tests/test_ways*'
 
 test-quick: $(STAMP)
 	$(PY) -m pytest $(QUICK) -m "not compile_only and not slow and not hypothesis and not gpu"

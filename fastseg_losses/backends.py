@@ -16,6 +16,7 @@ from fastseg_losses.inputs import Inputs, check_call, check_stats_out, is_soft, 
 from fastseg_losses.spec import LossSpec
 from fastseg_losses.stats import row_length
 from fastseg_losses.target_values import check_ids, check_range
+from fastseg_losses.tracing import is_traced
 from fastseg_losses.upsampling import spatial_size, upsampled
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -148,7 +149,8 @@ def torch_loss(
     x, t = logits.reshape(sizes), targets.reshape((sizes.N, 1, sizes.P) if ids else sizes)
     live = live_pixels(sizes, t, valid, spec.ignore_index)
     # The kernels leave a flag on the device; here the caller gets the error at once.
-    at_once = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    traced = torch.compiler.is_compiling() or is_traced(logits)
+    at_once = logits.device.type == "cpu" and not traced
     if spec.mode == "multiclass":
         classes = reference_multiclass.read_pixels(x, t, live)
         if at_once and classes.bad is not None:

@@ -112,6 +112,13 @@ class SegmentationLoss(nn.Module):
                 self._buffers[name] = buffer.to(moved.device)
         return self
 
+    def __prepare_scriptable__(self) -> Any:
+        # torch.jit.script asks for it first; its own error is about an annotation of `forward`.
+        raise NotImplementedError(
+            f"{type(self).__name__}: torch.jit.script cannot compile the fused losses; "
+            "torch.jit.trace, torch.export and torch.compile can"
+        )
+
     @property
     def term_names(self) -> tuple[str, ...]:
         """Names of the terms, as in `SegmentationStats.terms`."""
@@ -243,8 +250,12 @@ def weight_vector(name: str, values: Weights) -> Tensor | None:
     expected = f"{name}: expected a number or a flat sequence of numbers"
     if isinstance(values, (str, bytes)):
         raise TypeError(f"{expected}, got {values!r}{mode_hint(values)}")
+    # Read on the CPU, where numbers stay if the default device is "meta", which holds none.
+    where = values.device if isinstance(values, Tensor) else torch.device("cpu")
+    if where.type == "meta":
+        raise ValueError(f"{expected}, got a tensor on device 'meta', which holds none")
     try:
-        vector = torch.as_tensor(values, dtype=torch.float32).detach().clone()
+        vector = torch.as_tensor(values, dtype=torch.float32, device=where).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{expected}, got {values!r}") from error
     if vector.dim() > 1:
@@ -252,4 +263,5 @@ def weight_vector(name: str, values: Weights) -> Tensor | None:
     vector = vector.reshape(-1)
     if vector.numel() == 0 or not bool(torch.isfinite(vector).all()) or bool((vector < 0).any()):
         raise ValueError(f"{name}: expected finite numbers of at least 0, got {values!r}")
-    return vector
+    default = torch.get_default_device()
+    return vector if isinstance(values, Tensor) or default.type == "meta" else vector.to(default)

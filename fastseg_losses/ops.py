@@ -30,6 +30,7 @@ from fastseg_losses.state import (
     unread_on,
 )
 from fastseg_losses.stats import row_length
+from fastseg_losses.tracing import is_batched, is_traced, refuse_transforms
 from fastseg_losses.upsampling import full_spec, stand_in
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def segmentation_loss(
         The loss under the spec's reduction, and the row (None unless wanted).
     """
     plan = None
-    compiling = torch.compiler.is_compiling()
+    compiling = torch.compiler.is_compiling() or is_traced(inputs[0])
     # compiling first: a look at PLANS would be a guard of compiled code, broken by each new plan
     if not compiling and PLANS and (backend == "auto" or backend == "triton"):
         try:
@@ -71,6 +72,8 @@ def segmentation_loss(
         if not takes_triton(backend, inputs[0], actual):
             return torch_loss(actual, inputs, stats_out, want_stats=want_stats)
         if compiling:
+            if not torch.compiler.is_compiling():
+                refuse_transforms(inputs[0])
             full = inputs[0]
             if actual.upsample is not None:
                 full = stand_in(actual, full, inputs[1])
@@ -216,6 +219,9 @@ def _places(logits: Tensor, targets: Tensor, valid: Tensor | None) -> tuple[Any,
 
 def _gradient(ctx: Any, dloss: Tensor) -> Tensor:
     logits, targets, valid, pos_weight = ctx.saved_tensors
+    if is_batched(dloss):  # of vmap; PyTorch calls an operator once for each
+        tensors = (ctx.table, logits, targets, valid, None, pos_weight)
+        return loss_backward(dloss, *tensors, ctx.spec.key)
     if ctx.gradient is not None:
         # Given away once: a second backward through a retained graph computes its own.
         dlogits, ctx.gradient = ctx.gradient, None

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from fastseg_losses.backends import takes_triton
 from fastseg_losses.reference import generalized_dice
 from fastseg_losses.state import is_foreign, stream_of
+from fastseg_losses.tracing import is_traced
 
 
 def generalized_loss(
@@ -27,7 +28,7 @@ def generalized_loss(
 ) -> Tensor:
     """The loss of each sample, or of the batch, under the reduction; see `generalized_dice`.
 
-    Compiled calls take PyTorch's operations: the compiler makes one kernel of them itself.
+    Compiled and traced calls take PyTorch's operations: a compiler makes one kernel of them itself.
 
     Args:
         sums: (4, N, C), I, P, T and V; T gets no gradient (see constants).
@@ -44,7 +45,8 @@ def generalized_loss(
         (), or with "none" (N, 1), with batch (1,).
     """
     numbers = (smooth_nr, smooth_dr)
-    if torch.compiler.is_compiling() or not constants or not takes_triton(backend, sums):
+    traced = torch.compiler.is_compiling() or is_traced(sums)
+    if traced or not constants or not takes_triton(backend, sums):
         I, P, T = (s.sum(0) if batch else s for s in sums[:3, :, first:].unbind(0))  # noqa: E741
         loss = generalized_dice(I, P, T.detach() if constants else T, weights, *numbers)
         if reduction == "none":

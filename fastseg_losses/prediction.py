@@ -23,6 +23,7 @@ from fastseg_losses.arguments import (
 from fastseg_losses.backends import BACKENDS, takes_triton
 from fastseg_losses.inputs import FLOATING
 from fastseg_losses.ops_masks import launch_masks
+from fastseg_losses.tracing import is_traced
 from fastseg_losses.upsampling import LINEAR, interpolate, spatial_size
 
 # The most classes whose ids a mask's dtype holds.
@@ -107,7 +108,8 @@ def _masks(request: Request, backend: str) -> Tensor:
             f"logits: backend='triton' makes masks in 2-D, got shape {tuple(logits.shape)}; use "
             "backend='torch' or 'auto'"
         )
-    if not flat or torch.compiler.is_compiling() or not takes_triton(backend, logits):
+    traced = torch.compiler.is_compiling() or is_traced(logits)
+    if not flat or traced or not takes_triton(backend, logits):
         return _torch_masks(request)
     channels = 1 if request.classes else logits.shape[1]
     masks = logits.new_empty((len(logits), channels, *size), dtype=_dtype(request))

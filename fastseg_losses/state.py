@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ _CAPTURED: dict[torch.device, tuple[Tensor, int]] = {}  # counters for captures,
 _CAPTURING = threading.Lock()
 _ASSUMED: dict[tuple[torch.device, int], Tensor] = {}  # by stream; see _settle_kernel
 _UNREAD: dict[torch.device, Tensor] = {}
-_ALARM: list[Any] = []  # an int32 in pinned host memory that the kernel sets on bad targets
+# An int32 in host memory that the kernel sets on bad targets, the same for NumPy, is it pinned.
+_ALARM: list[Any] = []
 
 
 def _lasting(size: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -86,8 +88,10 @@ def unread_on(device: torch.device) -> Tensor:
 def alarm_on(device: torch.device) -> Tensor:
     """Where the forward kernel reports targets outside [0, 1]: host memory that it can write."""
     if not _ALARM:
-        flag = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
-        _ALARM.extend((flag, flag.numpy()))  # read through numpy: 0.1 us in place of 3
+        # on the CPU by name: torch.set_default_device may say otherwise
+        pin = device.type == "cuda"
+        flag = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=pin)
+        _ALARM.extend((flag, flag.numpy(), pin))  # read through numpy: 0.1 us in place of 3
     return _ALARM[0]
 
 
@@ -96,6 +100,26 @@ def raise_alarm() -> None:
     if _ALARM and _ALARM[1][0]:
         kind, _ALARM[1][0] = int(_ALARM[1][0]), 0
         raise bad_targets_error("some of an earlier call", -1 if kind == CLASS_ALARM else 0)
+
+
+class _AfterFork:
+    """Stands where the alarm is read, once CUDA's memory is not there any more."""
+
+    def __getitem__(self, index: int) -> int:
+        raise RuntimeError(
+            "fastseg_losses: this process was forked from one that had used CUDA, which CUDA does "
+            "not survive; start processes with the 'spawn' method"
+        )
+
+
+def _note_fork() -> None:
+    # A child has no such memory: it would be killed by the first look. Kept, as freeing asks CUDA.
+    if _ALARM and _ALARM[2]:
+        _ALARM[1:] = _AfterFork(), True, _ALARM[1]
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def stream_of(device: torch.device) -> int:
