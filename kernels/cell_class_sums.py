@@ -217,9 +217,7 @@ def _cell_class_sums_kernel(
             for k in tl.static_range(EACH):
                 if SOFTMAX:
                     lse = tl.where(lives[k], state[0][k] + log2(state[2][k], PTX), SKIPPED)
-                    p = tl.where(
-                        lives[k], reciprocal(state[2][k], PTX), 0.0
-                    )  # of the likeliest class
+                    p = tl.where(lives[k], reciprocal(state[2][k], PTX), 0.0)
                     tl.store(kept[k], lse, mask=lives[k])
                     if IDS:
                         tl.store(kept[k] + 1, nlls[k], mask=lives[k])
