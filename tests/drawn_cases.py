@@ -1,0 +1,275 @@
+"""Whole calls of the losses, drawn at random: what the tests of numbers run through.
+
+A `Case` is a loss with its arguments, shapes, dtypes, memory layouts, masks and values. Hypothesis
+draws it; its tensors come from a seed, so that shrinking stays fast.
+
+Kernels are compiled for some of that (which terms, which masks, which dtypes, C in multiclass
+mode), so for them it comes from `pinned`: one choice for each way of running a loss, the same in
+every example. Sizes, values, masks and numbers vary freely in both.
+"""
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from drawn_tensors import laid_out, make_ids, make_logits, make_masks, make_valid
+from hypothesis import strategies as st
+
+from fastseg_losses import get_loss_function
+from fastseg_losses.base import SegmentationLoss
+
+NAMES = ("bce", "dice", "iou", "tversky", "focal", "combined")
+MODES = ("binary", "multilabel", "multiclass")
+REDUCTIONS = ("mean", "sum", "none")
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+Pick = Callable[[Sequence[Any]], Any]
+
+
+class Way(NamedTuple):
+    """What is drawn evenly: each of these is seen in every run."""
+
+    name: str
+    mode: str
+    dtype: torch.dtype
+    reduction: str
+
+
+def ways(dtypes: Sequence[torch.dtype]) -> list[Way]:
+    return [Way(*each) for each in itertools.product(NAMES, MODES, dtypes, REDUCTIONS)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call. `batches` of it are judged together: see drawn_check.py."""
+
+    name: str
+    arguments: dict[str, Any]
+    shared: dict[str, Any]
+    dtype: torch.dtype
+    shape: tuple[int, ...]  # of the logits
+    size: tuple[int, ...]  # of the targets' space
+    values: str  # which logits, see LOGITS
+    soft: bool
+    targets: torch.dtype
+    valid: str  # "none", "sample", "pixel"
+    layouts: tuple[str, str]  # of logits, of targets and valid
+    batches: int
+    seed: int
+
+    def criterion(self, backend: str) -> SegmentationLoss:
+        return get_loss_function(self.name, **self.arguments, **self.shared, backend=backend)
+
+    def inputs(self, batch: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Logits, targets, valid and a seed for whatever else is random."""
+        torch.manual_seed(1000 * self.seed + batch)
+        multiclass = self.shared["mode"] == "multiclass"
+        N, C = self.shape[0], self.shape[1] if self.shared["mode"] != "binary" else 1
+        ignore = self.shared.get("ignore_index")
+        logits = make_logits(self.shape, self.values).to(self.dtype)
+        if multiclass and not self.soft:
+            targets = make_ids((N, *self.size), C, ignore)
+        else:
+            channels = self.shape[1 : len(self.shape) - len(self.size)]
+            targets = make_masks((N, *channels, *self.size), self.soft, multiclass, ignore)
+        valid = make_valid((N, *self.size), self.valid)
+        x = laid_out(logits.to(device), self.layouts[0])
+        t = laid_out(targets.to(device, self.targets), self.layouts[1])
+        return x, t, None if valid is None else laid_out(valid.to(device), self.layouts[1])
+
+    @property
+    def pixels(self) -> int:
+        return self.shape[0] * torch.Size(self.size).numel()
+
+
+# ---- what kernels are compiled for: `pick` chooses; `any_` draws what they take as it comes
+
+
+def term_arguments(name: str, softmax: bool, C: int, pick: Pick, any_: Pick) -> dict[str, Any]:
+    """Arguments of one term."""
+    each_class = [(0.5, 2.0, 0.0, 1.0)[c % 4] for c in range(C)]
+    if name == "bce":
+        arguments = {"label_smoothing": any_([0.1, 0.5, 1.0]) if pick([0, 0, 1]) else 0.0}
+        if not softmax and pick([False, True]):
+            arguments["pos_weight"] = any_([0.0, 0.5, 3.0, each_class])
+        return arguments
+    if name == "focal":
+        # 2 has kernels of its own
+        gamma = 2.0 if pick([True, False, False]) else any_([0.0, 0.5, 1.0, 1.5, 5.0])
+        alpha = any_([None, 0.0, 0.25, 0.6, 1.0])
+        if softmax:
+            alpha = each_class if pick([False, True]) else None
+        return {"alpha": alpha, "gamma": gamma}
+    arguments = {"smooth": any_([0.0, 0.0, 1e-5, 1.0, 10.0]), "log_loss": pick([False, False, True])}
+    if name == "tversky":
+        # not both 0: such a loss is 0 whatever the logits are, an error relative to it means nothing
+        weights = any_([(0.3, 0.7), (0.0, 1.0), (1.0, 0.0), (0.5, 0.5), (1.0, 1.0), (2.0, 0.5)])
+        arguments["alpha"], arguments["beta"] = weights
+        arguments["gamma"] = any_([0.5, 0.75, 4 / 3, 2.0, 5.0]) if pick([False, True]) else 1.0
+    return arguments
+
+
+MIXTURES = [
+    {},
+    {"iou": 0.3, "tversky": 0.2},
+    {"focal": 0.0},
+    {"bce": 0.0, "dice": 0.0, "tversky": 1.0},
+    {"dice": 0.0, "iou": 1.5},
+    {"dice": 0.0},
+]
+
+
+def own_arguments(name: str, softmax: bool, C: int, pick: Pick, any_: Pick) -> dict[str, Any]:
+    """A loss's own arguments."""
+    if name != "combined":
+        return term_arguments(name, softmax, C, pick, any_)
+    weights = {"bce": 0.4, "dice": 0.4, "focal": 0.2, "iou": 0.0, "tversky": 0.0, **pick(MIXTURES)}
+    arguments: dict[str, Any] = {}
+    for term, weight in weights.items():
+        arguments[f"{term}_weight"] = weight
+        if weight:
+            own = term_arguments(term, softmax, C, pick, any_)
+            arguments.update({f"{term}_{key}": value for key, value in own.items()})
+    return arguments
+
+
+# The largest is met first by few: channels up to 256 are drawn from all of them.
+FEW_CLASSES = [2, 3, 4, 5, 7, 8, 13, 16, 19, 21, 33, 64]
+MANY_CLASSES = [100, 128, 150, 255, 256]
+LAYOUTS = ["contiguous", "contiguous", "channels_last", "sliced", "cropped", "transposed"]
+LAYOUTS += ["expanded", "odd address"]
+HARD = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+HARD += [torch.float32, torch.bfloat16]
+SOFT = [torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+def targets_of(mode: str, C: int, pick: Pick) -> tuple[bool, torch.dtype, int | None]:
+    """Whether they are soft, their dtype, and the value that is ignored."""
+    soft = pick([False, False, True])
+    ids = mode == "multiclass" and not soft
+    dtype = pick(SOFT if soft else [torch.uint8, torch.int16, torch.int32, torch.int64])
+    if not soft and not ids:
+        dtype = pick(HARD)
+    if ids and C == 256 and dtype == torch.uint8:
+        dtype = torch.int16  # 255 is a class, and uint8 has no value left to ignore
+    # bool has no value left either, and probabilities of classes are ignored by `valid` alone
+    if dtype == torch.bool or soft and mode == "multiclass" or pick([False, False, True]) is False:
+        return soft, dtype, None
+    return soft, dtype, 255 if dtype == torch.uint8 else -1
+
+
+RATIOS = [2, 3, 4, 8]
+
+
+def draw_case(way: Way, pick: Pick, any_: Pick, most: int, *, kernels: bool) -> Case:
+    """A case of this way; `pick` and `any_` choose from a list, `most` bounds its elements.
+
+    Args:
+        kernels: whether it must be one that the kernels take (low-resolution logits in 2-D).
+    """
+    mode, channels = way.mode, 1
+    if mode == "multiclass":
+        channels = pick([*FEW_CLASSES, *FEW_CLASSES, *MANY_CLASSES])
+    elif mode == "multilabel":
+        channels = any_([1, *FEW_CLASSES, any_(range(1, 257))])
+    if mode == "multiclass" and not kernels:
+        channels = any_([channels, any_(range(2, 257))])
+    activation = pick([None, None, "sigmoid"]) if mode == "multiclass" else None
+    softmax = mode == "multiclass" and activation is None
+    name = "ce" if way.name == "bce" and softmax else way.name
+    arguments = own_arguments(way.name, softmax, channels, pick, any_)
+    pointwise = name in ("bce", "ce", "focal") or name == "combined"
+    soft, targets, ignored = targets_of(mode, channels, pick)
+    shared: dict[str, Any] = {"mode": mode, "reduction": way.reduction, "activation": activation}
+    shared["ignore_index"] = ignored
+    shared["absent"] = pick(["keep", "keep", "skip"])
+    # pointwise and region terms have no common shape under "none" with batch: an error, see
+    # tests/test_losses.py
+    shared["batch"] = pick([False, True]) and not (name == "combined" and way.reduction == "none")
+    if pick([False, False, True]):
+        shared["class_weights"] = [(1.0, 0.5, 0.0, 3.0)[c % 4] for c in range(channels)]
+    if mode == "multiclass" and not (name != "combined" and pointwise):
+        shared["include_background"] = pick([True, True, False])
+    upsample = pick([None] * 5 + ["bilinear", "nearest"])
+    axes = 2 if upsample and kernels else any_([1, 2, 2, 3])
+    N = any_([1, 2, 3, 5])
+    size = draw_size(axes, most // (N * channels), any_)
+    low = size
+    if upsample:
+        shared["upsample"] = upsample
+        low, size = draw_low(size, pick, any_, kernels=kernels)
+        shared["align_corners"] = upsample == "bilinear" and pick([False, False, True])
+    # (N, *spatial) of three axes is a warning in binary mode: it may be meant as classes
+    bare = mode == "binary" and axes < 3 and any_([False, True])
+    shape = (N, *low) if bare else (N, channels, *low)
+    case = Case(
+        name=name,
+        arguments=arguments,
+        shared=shared,
+        dtype=way.dtype,
+        shape=shape,
+        size=size,
+        values=any_(["small", "usual", "usual", "large", "saturated"]),
+        soft=soft,
+        targets=targets,
+        valid=pick(["none", "sample", "pixel"]),
+        layouts=(pick(LAYOUTS), pick(LAYOUTS)),
+        batches=1,
+        seed=any_(range(1 << 16)),
+    )
+    return replace(case, batches=max(1, min(MOST_BATCHES, PIXELS // case.pixels)))
+
+
+MOST_BATCHES, PIXELS = 16, 512  # see drawn_check.py
+
+SIZES = {
+    1: [1, 2, 3, 7, 16, 31, 97, 256, 1021, 4099, 65536],
+    2: [1, 2, 3, 5, 8, 13, 16, 31, 64, 127, 256],
+    3: [1, 2, 3, 5, 8, 16, 31],
+}
+
+
+def draw_size(axes: int, most: int, any_: Pick) -> tuple[int, ...]:
+    """A spatial size of at most so many pixels, a single one among them."""
+    size: list[int] = []
+    for _ in range(axes):
+        room = max(1, most // torch.Size(size).numel())
+        size.append(any_([n for n in SIZES[axes] if n <= room]))
+    return tuple(size)
+
+
+def draw_low(
+    size: tuple[int, ...], pick: Pick, any_: Pick, *, kernels: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A lower resolution and the full one: whole ratios, which kernels are compiled for, or any."""
+    ratio = [pick(RATIOS) for _ in size]
+    if kernels or any_([True, False]):
+        low = tuple(-(-n // r) for n, r in zip(size, ratio, strict=True))
+        return low, tuple(n * r for n, r in zip(low, ratio, strict=True))
+    return tuple(any_(range(1, n + 1)) for n in size), size
+
+
+def pinned(way: Way, variant: int) -> Pick:
+    """Choices that depend on the way alone, so that a kernel is compiled once and used often."""
+    return random.Random(f"{way} {variant}").choice
+
+
+@st.composite
+def cases(draw, of: Sequence[Way], most: int, *, kernels: bool, variants: int = 0) -> Case:
+    """Cases of these ways.
+
+    Args:
+        most: elements of N C P at most, about.
+        kernels: see `draw_case`.
+        variants: how many choices of what kernels are compiled for each way has; 0: any number.
+    """
+
+    def any_(choices: Sequence[Any]) -> Any:
+        return draw(st.sampled_from(choices))
+
+    way = any_(of)
+    pick = pinned(way, any_(range(variants))) if variants else any_
+    return draw_case(way, pick, any_, most, kernels=kernels)
