@@ -136,7 +136,6 @@ def own_arguments(name: str, softmax: bool, C: int, pick: Pick, any_: Pick) -> d
     return arguments
 
 
-# The largest is met first by few: channels up to 256 are drawn from all of them.
 FEW_CLASSES = [2, 3, 4, 5, 7, 8, 13, 16, 19, 21, 33, 64]
 MANY_CLASSES = [100, 128, 150, 255, 256]
 LAYOUTS = ["contiguous", "contiguous", "channels_last", "sliced", "cropped", "transposed"]
@@ -161,22 +160,41 @@ def targets_of(mode: str, C: int, pick: Pick) -> tuple[bool, torch.dtype, int | 
     return soft, dtype, 255 if dtype == torch.uint8 else -1
 
 
+class Limits(NamedTuple):
+    """How large a case may be."""
+
+    elements: int  # N C P, about
+    groups: int  # N C
+    batches: int
+    upsample: bool
+    kernels: bool  # cases that the kernels take: low-resolution logits in 2-D alone
+    variants: int  # of what kernels are compiled for, for each way; 0: any number
+
+
+TORCH = Limits(1 << 14, 1280, 16, True, False, 0)
+# The interpreter takes 0.1 s for a group, and 3 s for a launch of low-resolution logits, which
+# tests/test_ops_upsampled.py has.
+INTERPRETED = Limits(1500, 24, 3, False, True, 0)
+DEVICE = Limits(1 << 18, 1280, 16, True, True, 2)
+
 RATIOS = [2, 3, 4, 8]
 
 
-def draw_case(way: Way, pick: Pick, any_: Pick, most: int, *, kernels: bool) -> Case:
-    """A case of this way; `pick` and `any_` choose from a list, `most` bounds its elements.
+def draw_channels(mode: str, limits: Limits, pick: Pick, any_: Pick) -> int:
+    if mode == "binary":
+        return 1
+    if mode == "multiclass" and limits.kernels:  # they are compiled for each number of classes
+        return pick([c for c in [*FEW_CLASSES * 2, *MANY_CLASSES] if c <= limits.groups])
+    least = 2 if mode == "multiclass" else 1
+    most = min(256, limits.groups)
+    return any_([c for c in (least, *FEW_CLASSES, any_(range(least, most + 1))) if c <= most])
 
-    Args:
-        kernels: whether it must be one that the kernels take (low-resolution logits in 2-D).
-    """
-    mode, channels = way.mode, 1
-    if mode == "multiclass":
-        channels = pick([*FEW_CLASSES, *FEW_CLASSES, *MANY_CLASSES])
-    elif mode == "multilabel":
-        channels = any_([1, *FEW_CLASSES, any_(range(1, 257))])
-    if mode == "multiclass" and not kernels:
-        channels = any_([channels, any_(range(2, 257))])
+
+def draw_case(way: Way, pick: Pick, any_: Pick, limits: Limits) -> Case:
+    """A case of this way; `pick` and `any_` choose from a list."""
+    mode, kernels = way.mode, limits.kernels
+    channels = draw_channels(mode, limits, pick, any_)
+    N = any_([n for n in (1, 2, 3, 5) if n * channels <= limits.groups])
     activation = pick([None, None, "sigmoid"]) if mode == "multiclass" else None
     softmax = mode == "multiclass" and activation is None
     name = "ce" if way.name == "bce" and softmax else way.name
@@ -193,17 +211,17 @@ def draw_case(way: Way, pick: Pick, any_: Pick, most: int, *, kernels: bool) -> 
         shared["class_weights"] = [(1.0, 0.5, 0.0, 3.0)[c % 4] for c in range(channels)]
     if mode == "multiclass" and not (name != "combined" and pointwise):
         shared["include_background"] = pick([True, True, False])
-    upsample = pick([None] * 5 + ["bilinear", "nearest"])
+    upsample = pick([None] * 5 + ["bilinear", "nearest"]) if limits.upsample else None
     axes = 2 if upsample and kernels else any_([1, 2, 2, 3])
-    N = any_([1, 2, 3, 5])
-    size = draw_size(axes, most // (N * channels), any_)
+    size = draw_size(axes, limits.elements // (N * channels), any_)
     low = size
     if upsample:
         shared["upsample"] = upsample
         low, size = draw_low(size, pick, any_, kernels=kernels)
         shared["align_corners"] = upsample == "bilinear" and pick([False, False, True])
-    # (N, *spatial) of three axes is a warning in binary mode: it may be meant as classes
-    bare = mode == "binary" and axes < 3 and any_([False, True])
+    # Not (N, *spatial) of three axes, a warning in binary mode as it may be meant as classes, nor
+    # low-resolution logits whose first axis is one pixel: (N, 1, *) is read as a channel.
+    bare = mode == "binary" and axes < 3 and not (upsample and low[0] == 1) and any_([False, True])
     shape = (N, *low) if bare else (N, channels, *low)
     case = Case(
         name=name,
@@ -220,10 +238,10 @@ def draw_case(way: Way, pick: Pick, any_: Pick, most: int, *, kernels: bool) -> 
         batches=1,
         seed=any_(range(1 << 16)),
     )
-    return replace(case, batches=max(1, min(MOST_BATCHES, PIXELS // case.pixels)))
+    return replace(case, batches=max(1, min(limits.batches, PIXELS // case.pixels)))
 
 
-MOST_BATCHES, PIXELS = 16, 512  # see drawn_check.py
+PIXELS = 512  # that a case has, of all its batches: see drawn_check.py
 
 SIZES = {
     1: [1, 2, 3, 7, 16, 31, 97, 256, 1021, 4099, 65536],
@@ -258,18 +276,12 @@ def pinned(way: Way, variant: int) -> Pick:
 
 
 @st.composite
-def cases(draw, of: Sequence[Way], most: int, *, kernels: bool, variants: int = 0) -> Case:
-    """Cases of these ways.
-
-    Args:
-        most: elements of N C P at most, about.
-        kernels: see `draw_case`.
-        variants: how many choices of what kernels are compiled for each way has; 0: any number.
-    """
+def cases(draw, of: Sequence[Way], limits: Limits) -> Case:
+    """Cases of these ways."""
 
     def any_(choices: Sequence[Any]) -> Any:
         return draw(st.sampled_from(choices))
 
     way = any_(of)
-    pick = pinned(way, any_(range(variants))) if variants else any_
-    return draw_case(way, pick, any_, most, kernels=kernels)
+    pick = pinned(way, any_(range(limits.variants))) if limits.variants else any_
+    return draw_case(way, pick, any_, limits)

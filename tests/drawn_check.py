@@ -7,6 +7,7 @@ few pixels is run with several batches of values, and all of them make one RMS.
 """
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -74,10 +75,10 @@ def errors_of(triples: list[list[Tensor]], tolerance: float) -> Errors:
     scale = float(exact.square().mean().sqrt())
     if scale == 0:  # nothing valid, say: then ours is 0 too
         wrong = float(ours.abs().max())
-        return Errors(wrong, 0.0, 0.0 if wrong == 0 else float("inf"))
+        return Errors(wrong, 0.0, 0.0 if wrong == 0 else math.inf)
     mine, theirs = (float((e - exact).square().mean().sqrt()) / scale for e in (ours, peer))
-    allowed = theirs + tolerance
-    return Errors(mine, theirs, mine / allowed if allowed == allowed else mine / tolerance)
+    # a PyTorch that is not finite here excuses nothing
+    return Errors(mine, theirs, mine / ((theirs if math.isfinite(theirs) else 0.0) + tolerance))
 
 
 def judge(case: Case, device: torch.device, backend: str, criterion=None) -> dict[str, Errors]:
@@ -100,21 +101,25 @@ def judge(case: Case, device: torch.device, backend: str, criterion=None) -> dic
 
 
 class Record:
-    """The worst of what was seen, by dtype and mode."""
+    """The worst of what was seen, by dtype, mode and "loss" or "gradient"."""
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[str, str, str], dict[str, float]] = {}
+        self.rows: dict[tuple[str, ...], dict[str, float]] = {}
 
     def add(self, case: Case, errors: dict[str, Errors]) -> None:
         for what, error in errors.items():
             key = (str(case.dtype).removeprefix("torch."), case.shared["mode"], what)
-            self._join(key, {"cases": 1, **error._asdict()})
+            self._add(key, {"cases": 1, **error._asdict()})
 
-    def _join(self, key: tuple[str, str, str], new: dict[str, float]) -> None:
-        row = self.rows.setdefault(key, {"cases": 0, "ours": 0.0, "peer": 0.0, "ratio": 0.0})
+    def _add(self, key: tuple[str, ...], new: dict[str, float]) -> None:
+        row = self.rows.setdefault(key, {"cases": 0, "ratio": -1.0})
         row["cases"] += new["cases"]
-        if new["ratio"] >= row["ratio"]:
-            row.update({name: new[name] for name in ("ours", "peer", "ratio")})
+        if new["ratio"] > row["ratio"]:
+            row.update({name: new[name] for name in Errors._fields})
+
+    def join(self, other: "Record") -> None:
+        for key, row in other.rows.items():
+            self._add(key, row)
 
     def write(self, where: str) -> None:
         """A line of JSON behind those of other processes, if NUMBERS_JSON names a file."""
@@ -123,6 +128,10 @@ class Record:
             rows = [{"key": key, **row} for key, row in self.rows.items()]
             with Path(path).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"where": where, "rows": rows}) + "\n")
+
+    @property
+    def cases(self) -> int:
+        return int(sum(row["cases"] for key, row in self.rows.items() if key[-1] == "loss"))
 
     @property
     def worst(self) -> float:
@@ -136,7 +145,7 @@ def print_table(path: str) -> None:
         part = json.loads(line)
         record = tables.setdefault(part["where"], Record())
         for row in part["rows"]:
-            record._join(tuple(row.pop("key")), row)
+            record._add(tuple(row.pop("key")), row)
     for where, record in tables.items():
         for key, row in sorted(record.rows.items()):
             numbers = f"{row['ours']:.2e}, PyTorch {row['peer']:.2e}, {row['ratio']:.2f} of allowed"
