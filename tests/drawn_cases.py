@@ -103,9 +103,12 @@ def term_arguments(name: str, softmax: bool, C: int, pick: Pick, any_: Pick) -> 
         if softmax:
             alpha = each_class if pick([False, True]) else None
         return {"alpha": alpha, "gamma": gamma}
-    arguments = {"smooth": any_([0.0, 0.0, 1e-5, 1.0, 10.0]), "log_loss": pick([False, False, True])}
+    arguments = {
+        "smooth": any_([0.0, 0.0, 1e-5, 1.0, 10.0]),
+        "log_loss": pick([False, False, True]),
+    }
     if name == "tversky":
-        # not both 0: such a loss is 0 whatever the logits are, an error relative to it means nothing
+        # not both 0: that loss is 0 whatever the logits are, and no error is relative to it
         weights = any_([(0.3, 0.7), (0.0, 1.0), (1.0, 0.0), (0.5, 0.5), (1.0, 1.0), (2.0, 0.5)])
         arguments["alpha"], arguments["beta"] = weights
         arguments["gamma"] = any_([0.5, 0.75, 4 / 3, 2.0, 5.0]) if pick([False, True]) else 1.0
@@ -155,9 +158,9 @@ def targets_of(mode: str, C: int, pick: Pick) -> tuple[bool, torch.dtype, int | 
     if ids and C == 256 and dtype == torch.uint8:
         dtype = torch.int16  # 255 is a class, and uint8 has no value left to ignore
     # bool has no value left either, and probabilities of classes are ignored by `valid` alone
-    if dtype == torch.bool or soft and mode == "multiclass" or pick([False, False, True]) is False:
-        return soft, dtype, None
-    return soft, dtype, 255 if dtype == torch.uint8 else -1
+    possible = dtype != torch.bool and not (soft and mode == "multiclass")
+    ignored = possible and pick([False, False, True])
+    return soft, dtype, (255 if dtype == torch.uint8 else -1) if ignored else None
 
 
 class Limits(NamedTuple):
@@ -174,10 +177,11 @@ class Limits(NamedTuple):
 TORCH = Limits(1 << 14, 1280, 16, True, False, 0)
 # The interpreter takes 0.1 s for a group, and 3 s for a launch of low-resolution logits, which
 # tests/test_ops_upsampled.py has.
-INTERPRETED = Limits(1500, 24, 3, False, True, 0)
-DEVICE = Limits(1 << 18, 1280, 16, True, True, 2)
+INTERPRETED = Limits(600, 8, 2, False, True, 0)
+DEVICE = Limits(1 << 18, 1280, 16, True, True, 1)
 
 RATIOS = [2, 3, 4, 8]
+LOW_SIZES = [(1, 1), (1, 7), (3, 5), (5, 16), (8, 8), (13, 3), (17, 40), (31, 32)]
 
 
 def draw_channels(mode: str, limits: Limits, pick: Pick, any_: Pick) -> int:
@@ -262,12 +266,13 @@ def draw_size(axes: int, most: int, any_: Pick) -> tuple[int, ...]:
 def draw_low(
     size: tuple[int, ...], pick: Pick, any_: Pick, *, kernels: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A lower resolution and the full one: whole ratios, which kernels are compiled for, or any."""
-    ratio = [pick(RATIOS) for _ in size]
-    if kernels or any_([True, False]):
-        low = tuple(-(-n // r) for n, r in zip(size, ratio, strict=True))
-        return low, tuple(n * r for n, r in zip(low, ratio, strict=True))
-    return tuple(any_(range(1, n + 1)) for n in size), size
+    """A lower resolution and the full one: any, or those that kernels are compiled for."""
+    if not kernels and any_([True, False]):
+        return tuple(any_(range(1, n + 1)) for n in size), size
+    low = tuple(any_(range(1, n + 1)) for n in size)
+    if kernels:
+        low = any_([pick(LOW_SIZES), pick(LOW_SIZES)])
+    return low, tuple(n * pick(RATIOS) for n in low)
 
 
 def pinned(way: Way, variant: int) -> Pick:

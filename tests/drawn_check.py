@@ -109,9 +109,9 @@ class Record:
     def add(self, case: Case, errors: dict[str, Errors]) -> None:
         for what, error in errors.items():
             key = (str(case.dtype).removeprefix("torch."), case.shared["mode"], what)
-            self._add(key, {"cases": 1, **error._asdict()})
+            self.note(key, {"cases": 1, **error._asdict()})
 
-    def _add(self, key: tuple[str, ...], new: dict[str, float]) -> None:
+    def note(self, key: tuple[str, ...], new: dict[str, float]) -> None:
         row = self.rows.setdefault(key, {"cases": 0, "ratio": -1.0})
         row["cases"] += new["cases"]
         if new["ratio"] > row["ratio"]:
@@ -119,7 +119,7 @@ class Record:
 
     def join(self, other: "Record") -> None:
         for key, row in other.rows.items():
-            self._add(key, row)
+            self.note(key, row)
 
     def write(self, where: str) -> None:
         """A line of JSON behind those of other processes, if NUMBERS_JSON names a file."""
@@ -145,7 +145,7 @@ def print_table(path: str) -> None:
         part = json.loads(line)
         record = tables.setdefault(part["where"], Record())
         for row in part["rows"]:
-            record._add(tuple(row.pop("key")), row)
+            record.note(tuple(row.pop("key")), row)
     for where, record in tables.items():
         for key, row in sorted(record.rows.items()):
             numbers = f"{row['ours']:.2e}, PyTorch {row['peer']:.2e}, {row['ratio']:.2f} of allowed"

@@ -22,9 +22,7 @@ def make_ids(shape: tuple[int, ...], C: int, ignored: int | None) -> Tensor:
     return ids if ignored is None else ids.masked_fill(torch.rand(shape) < 0.3, ignored)
 
 
-def make_masks(
-    shape: tuple[int, ...], soft: bool, multiclass: bool, ignored: int | None
-) -> Tensor:
+def make_masks(shape: tuple[int, ...], soft: bool, multiclass: bool, ignored: int | None) -> Tensor:
     """Masks of 0 and 1, empty and full ones among them; soft: anything in [0, 1]."""
     share = torch.rand(shape[:2] if len(shape) > 1 else shape)  # of each sample and class
     share = share.reshape(*share.shape, *[1] * (len(shape) - share.dim()))

@@ -24,7 +24,7 @@ def deterministic(request):
 
 
 def cases() -> list[tuple[str, Row, dict]]:
-    """(mode, row, shared arguments): each loss in each mode, with what changes the order of sums."""
+    """(mode, row, shared arguments): each loss in each mode."""
     found = []
     for row in ALL:
         found += [("binary", row, {}), ("multilabel", row, {"batch": True, "absent": "skip"})]
