@@ -105,6 +105,7 @@ class Record:
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, ...], dict[str, float]] = {}
+        self.failures: list[str] = []
 
     def add(self, case: Case, errors: dict[str, Errors]) -> None:
         for what, error in errors.items():
@@ -120,6 +121,7 @@ class Record:
     def join(self, other: "Record") -> None:
         for key, row in other.rows.items():
             self.note(key, row)
+        self.failures += other.failures
 
     def write(self, where: str) -> None:
         """A line of JSON behind those of other processes, if NUMBERS_JSON names a file."""
@@ -135,7 +137,7 @@ class Record:
 
     @property
     def worst(self) -> float:
-        return max(row["ratio"] for row in self.rows.values())
+        return max((row["ratio"] for row in self.rows.values()), default=math.nan)
 
 
 def print_table(path: str) -> None:

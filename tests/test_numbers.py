@@ -23,7 +23,7 @@ from drawn_cases import (
 from drawn_check import TOLERANCE, Record, errors_of, judge
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-SHARDS = 18  # that processes share; each has ways, and so kernels, of its own
+SHARDS = 30  # that processes share; each has ways, and so kernels, of its own
 DTYPES = (*KERNEL_DTYPES, torch.float64)
 
 
@@ -35,7 +35,7 @@ def shard_of(of: list[Way], shard: int, examples: int) -> tuple[list[Way], int]:
 def judge_drawn(
     of: list[Way], examples: int, start: int, limits: Limits, device, backend
 ) -> Record:
-    """The worst of so many cases of these ways; the same ones from the same start."""
+    """The worst of so many cases of these ways, and all that failed; from a start the same ones."""
     record = Record()
 
     @seed(start)
@@ -48,20 +48,29 @@ def judge_drawn(
     )
     @given(cases(of, limits))
     def check(case: Case) -> None:
-        record.add(case, judge(case, device, backend))
+        try:
+            record.add(case, judge(case, device, backend))
+        except AssertionError as error:
+            record.failures.append(str(error))
 
     check()
     return record
 
 
-def judge_shard(of, shard, examples, limits, device, backend, where) -> Record:
+def finish(record: Record, where: str, expected: int) -> None:
+    record.write(where)
+    failures = record.failures
+    assert not failures, f"{len(failures)} of them:\n" + "\n".join(failures[:10])
+    assert record.cases >= expected  # each way has had its share
+
+
+def judge_shard(of, shard, examples, limits, device, backend, where) -> float:
     mine, each = shard_of(of, shard, examples)
     record = Record()
     for k, way in enumerate(mine):
         record.join(judge_drawn([way], each, SHARDS * k + shard, limits, device, backend))
-    record.write(where)
-    assert record.cases >= len(mine) * each  # each way has had its share
-    return record
+    finish(record, where, len(mine) * each)
+    return record.worst
 
 
 @pytest.mark.hypothesis
@@ -69,8 +78,8 @@ def judge_shard(of, shard, examples, limits, device, backend, where) -> Record:
 def test_the_torch_backend(shard, record_property):
     examples = int(os.environ.get("EXAMPLES", "432"))
     cpu = torch.device("cpu")
-    record = judge_shard(ways(DTYPES), shard, examples, TORCH, cpu, "torch", "torch backend, CPU")
-    record_property("worst", record.worst)
+    worst = judge_shard(ways(DTYPES), shard, examples, TORCH, cpu, "torch", "torch backend, CPU")
+    record_property("worst", worst)
 
 
 @pytest.mark.hypothesis
@@ -81,7 +90,7 @@ def test_the_interpreted_kernels(part, device, record_property):
     of = [way for way in ways((torch.float32, torch.float16)) if way.mode == MODES[part]]
     examples = int(os.environ.get("INTERPRETED_EXAMPLES", "7"))
     record = judge_drawn(of, examples, part, INTERPRETED, device, "triton")
-    record.write("kernels, interpreted")
+    finish(record, "kernels, interpreted", examples)
     record_property("worst", record.worst)
 
 
@@ -90,11 +99,20 @@ def test_the_interpreted_kernels(part, device, record_property):
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_the_kernels(shard, cuda, poisoned, record_property):
     examples = int(os.environ.get("EXAMPLES", "2500"))
-    record = judge_shard(ways(KERNEL_DTYPES), shard, examples, DEVICE, cuda, "triton", "kernels")
-    record_property("worst", record.worst)
+    worst = judge_shard(ways(KERNEL_DTYPES), shard, examples, DEVICE, cuda, "triton", "kernels")
+    record_property("worst", worst)
 
 
 # ---- the comparison itself
+
+
+def test_failures_are_collected_and_reported(monkeypatch):
+    monkeypatch.setitem(TOLERANCE, torch.float64, 1e-18)  # less than a rounding
+    way = [Way("combined", "multilabel", torch.float64, "mean")]
+    record = judge_drawn(way, 20, 0, TORCH, torch.device("cpu"), "torch")
+    assert len(record.failures) > 1 and record.cases < 20
+    with pytest.raises(AssertionError, match=r"(?s)of them:.*(loss|gradient): error .*'combined'"):
+        finish(record, "nowhere", 20)
 
 
 def test_shards_leave_nothing_out():
