@@ -80,6 +80,15 @@ class Case:
         t = laid_out(targets.to(device, self.targets), self.layouts[1])
         return x, t, None if valid is None else laid_out(valid.to(device), self.layouts[1])
 
+    def two_sided(self) -> "Case | None":
+        """The same with a Tversky term that counts FP and FN, if it has one that does not."""
+        prefix = "tversky_" if self.name == "combined" else ""
+        alpha, beta = f"{prefix}alpha", f"{prefix}beta"
+        weights = self.arguments.get(alpha), self.arguments.get(beta)
+        if weights not in ONE_SIDED:
+            return None
+        return replace(self, arguments={**self.arguments, alpha: 0.5, beta: 0.5})
+
     @property
     def pixels(self) -> int:
         return self.shape[0] * torch.Size(self.size).numel()
@@ -108,12 +117,14 @@ def term_arguments(name: str, softmax: bool, C: int, pick: Pick, any_: Pick) -> 
         "log_loss": pick([False, False, True]),
     }
     if name == "tversky":
-        # not both 0: that loss is 0 whatever the logits are, and no error is relative to it
-        weights = any_([(0.3, 0.7), (0.0, 1.0), (1.0, 0.0), (0.5, 0.5), (1.0, 1.0), (2.0, 0.5)])
-        arguments["alpha"], arguments["beta"] = weights
+        arguments["alpha"], arguments["beta"] = any_(
+            [*ONE_SIDED, (0.3, 0.7), (1.0, 1.0), (2.0, 0.5)]
+        )
         arguments["gamma"] = any_([0.5, 0.75, 4 / 3, 2.0, 5.0]) if pick([False, True]) else 1.0
     return arguments
 
+
+ONE_SIDED = [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)]  # weights of FP and FN in Tversky: see two_sided
 
 MIXTURES = [
     {},
@@ -234,7 +245,9 @@ def draw_case(way: Way, pick: Pick, any_: Pick, limits: Limits) -> Case:
         dtype=way.dtype,
         shape=shape,
         size=size,
-        values=any_(["small", "usual", "usual", "large", "saturated"]),
+        # Not +-1e4 in low resolution: between them float32 leaves 1e-3 in a logit near 0, and
+        # whether PyTorch's error there or ours is the larger is chance.
+        values=any_(["small", "usual", "usual", "large", *["saturated"] * (not upsample)]),
         soft=soft,
         targets=targets,
         valid=pick(["none", "sample", "pixel"]),

@@ -3,7 +3,10 @@
 Errors are relative to the root mean square of the exact values, which are those of `plain_loss` in
 float64. An RMS over one number is that number: at one confident pixel the last bit of 1 - p is all
 that is left, ours or PyTorch's, and which of the two rounds the better way is chance. So a case of
-few pixels is run with several batches of values, and all of them make one RMS.
+few pixels is run with several batches of values, and all of them make one RMS. And a Tversky loss
+that leaves out FP is 0 where nothing is drawn, one that leaves out FN where everything is: what is
+exact there is float64's rounding. Its errors are relative to the same loss that counts both, where
+that is larger.
 """
 
 import json
@@ -45,21 +48,23 @@ def gradient_of(call, x: Tensor, dloss: float | Tensor) -> tuple[Tensor, Tensor]
 
 
 def run(case: Case, criterion, device: torch.device) -> dict[str, list[list[Tensor]]]:
-    """(ours, PyTorch's, exact) of each batch, for the loss and for the gradient."""
+    """(ours, PyTorch's, exact, what sets the scale) of each batch, of loss and of gradient."""
+    scaled = case.two_sided()
     seen: dict[str, list[list[Tensor]]] = {"loss": [], "gradient": []}
     for batch in range(case.batches):
         x, targets, valid = case.inputs(batch, device)
 
-        def plain(x, targets=targets, valid=valid):
-            return plain_loss(case.name, case.arguments, case.shared, x, targets, valid)
+        def plain(x, case=case, t=targets, v=valid):
+            return plain_loss(case.name, case.arguments, case.shared, x, t, v)
 
-        exact = plain(x.double())
-        dloss = torch.randn(exact.shape, device=device)
+        dloss = torch.randn(plain(x.double()).shape, device=device)
         calls = [
             (lambda x, t=targets, v=valid: criterion(x, t, v), x),
             (plain, x),
             (plain, x.double()),
         ]
+        if scaled:
+            calls.append((lambda x, plain=plain: plain(x, scaled), x.double()))
         results = [gradient_of(call, x, dloss) for call, x in calls]
         for what, values in zip(seen, zip(*results, strict=True), strict=True):
             assert values[0].shape == values[2].shape, f"{what}: shape {tuple(values[0].shape)}"
@@ -70,9 +75,10 @@ def run(case: Case, criterion, device: torch.device) -> dict[str, list[list[Tens
     return seen
 
 
-def errors_of(triples: list[list[Tensor]], tolerance: float) -> Errors:
-    ours, peer, exact = (torch.cat(each) for each in zip(*triples, strict=True))
-    scale = float(exact.square().mean().sqrt())
+def errors_of(batches: list[list[Tensor]], tolerance: float) -> Errors:
+    ours, peer, *known = (torch.cat(each) for each in zip(*batches, strict=True))
+    exact = known[0]
+    scale = max(float(each.square().mean().sqrt()) for each in known)
     if scale == 0:  # nothing valid, say: then ours is 0 too
         wrong = float(ours.abs().max())
         return Errors(wrong, 0.0, 0.0 if wrong == 0 else math.inf)

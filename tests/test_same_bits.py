@@ -111,8 +111,8 @@ def check_on_streams(criterion, data, device) -> None:
     """100 runs, each on one of four streams and beside whatever the other three still do."""
     first = step(criterion, *data)
     streams = [torch.cuda.Stream(device) for _ in range(4)]
-    torch.cuda.synchronize()
     wrong = [torch.zeros((), dtype=torch.int64, device=device) for _ in streams]
+    torch.cuda.synchronize()
     for run in range(RUNS):
         k = run % len(streams)
         with torch.cuda.stream(streams[k]):
