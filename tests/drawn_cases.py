@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from drawn_tensors import laid_out, make_ids, make_logits, make_masks, make_valid
+from drawn_tensors import draw_size, laid_out, make_ids, make_logits, make_masks, make_valid
 from hypothesis import strategies as st
 
 from fastseg_losses import get_loss_function
@@ -259,21 +259,6 @@ def draw_case(way: Way, pick: Pick, any_: Pick, limits: Limits) -> Case:
 
 
 PIXELS = 512  # that a case has, of all its batches: see drawn_check.py
-
-SIZES = {
-    1: [1, 2, 3, 7, 16, 31, 97, 256, 1021, 4099, 65536],
-    2: [1, 2, 3, 5, 8, 13, 16, 31, 64, 127, 256],
-    3: [1, 2, 3, 5, 8, 16, 31],
-}
-
-
-def draw_size(axes: int, most: int, any_: Pick) -> tuple[int, ...]:
-    """A spatial size of at most so many pixels, a single one among them."""
-    size: list[int] = []
-    for _ in range(axes):
-        room = max(1, most // torch.Size(size).numel())
-        size.append(any_([n for n in SIZES[axes] if n <= room]))
-    return tuple(size)
 
 
 def draw_low(

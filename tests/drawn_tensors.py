@@ -1,4 +1,4 @@
-"""Logits, targets and masks of a drawn case, and where they lie in memory."""
+"""Sizes, logits, targets and masks of a drawn case, and where they lie in memory."""
 
 import torch
 import torch.nn.functional as F
@@ -55,3 +55,19 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "odd address":  # no multiple of 16 bytes, as compiled code likes them
         return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
     return x
+
+
+SIZES = {
+    1: [1, 2, 3, 7, 16, 31, 97, 256, 1021, 4099, 65536],
+    2: [1, 2, 3, 5, 8, 13, 16, 31, 64, 127, 256],
+    3: [1, 2, 3, 5, 8, 16, 31],
+}
+
+
+def draw_size(axes: int, most: int, any_) -> tuple[int, ...]:
+    """A spatial size of at most so many pixels, a single one among them."""
+    size: list[int] = []
+    for _ in range(axes):
+        room = max(1, most // torch.Size(size).numel())
+        size.append(any_([n for n in SIZES[axes] if n <= room]))
+    return tuple(size)
