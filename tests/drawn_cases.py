@@ -120,7 +120,9 @@ def term_arguments(name: str, softmax: bool, C: int, pick: Pick, any_: Pick) -> 
         arguments["alpha"], arguments["beta"] = any_(
             [*ONE_SIDED, (0.3, 0.7), (1.0, 1.0), (2.0, 0.5)]
         )
-        arguments["gamma"] = any_([0.5, 0.75, 4 / 3, 2.0, 5.0]) if pick([False, True]) else 1.0
+        # No root of a one-sided loss that is 0: of one rounding of the score, 6e-8, it makes 2e-4.
+        roots = [] if (arguments["alpha"], arguments["beta"]) in ONE_SIDED else [0.5, 0.75]
+        arguments["gamma"] = any_([*roots, 4 / 3, 2.0, 5.0]) if pick([False, True]) else 1.0
     return arguments
 
 
