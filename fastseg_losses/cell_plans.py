@@ -12,6 +12,7 @@ from torch import Tensor
 from fastseg_losses.formulas import check_sizes, device_of, formula_of, kind_of
 from fastseg_losses.inputs import Inputs, check_call, is_soft
 from fastseg_losses.spec import LossSpec
+from fastseg_losses.state import made_aside
 from fastseg_losses.upsampling import full_size, spatial_size, stand_in
 
 if TYPE_CHECKING:
@@ -128,9 +129,10 @@ def _on_device(table: Any, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(table)
     if device.type != "cuda":
         return tensor
-    with torch.cuda.device(device):
-        aside = torch.cuda.Stream()
-        with torch.cuda.stream(aside):
-            tensor = tensor.pin_memory().to(device, non_blocking=True)
-        aside.synchronize()
-    return tensor
+
+    def copied() -> Tensor:
+        copy = tensor.pin_memory().to(device, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return copy
+
+    return made_aside(copied, device)

@@ -82,8 +82,10 @@ def segmentation_loss(
                 check_stats_out(stats_out, row_length(spec, inputs[0]), inputs[0].device)
             loss, row, _ = loss_forward(*inputs, actual.key)
             return loss, row if stats_out is None else stats_out.copy_(row)
+        raise_alarm()  # before CUDA is asked for anything: it also knows of a fork
         plan, inputs = plan_for(spec, inputs)
-    raise_alarm()
+    else:
+        raise_alarm()
     logits = inputs[0]
     if stats_out is not None:
         check_stats_out(stats_out, row_length(spec, logits), logits.device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,20 +29,31 @@ _UNREAD: dict[torch.device, Tensor] = {}
 _ALARM: list[Any] = []
 
 
-def _lasting(size: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor that outlives the call, outside whatever memory pool a CUDA graph is using.
+def made_aside(make: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """What `make` returns, allocated outside whatever memory pool a CUDA graph is using.
 
-    Pools are bound to the stream that warms up or captures, so it is made on another one.
+    Pools are bound to the stream that warms up or captures, or (cudagraph trees) to the thread, so
+    it is made on another stream by another thread; launches that come later may read it at once.
     """
     if device.type != "cuda":
-        return torch.full((size,), value, dtype=dtype, device=device)
+        return make()
     with torch.cuda.device(device):
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        with torch.cuda.stream(aside):
-            tensor = torch.full((size,), value, dtype=dtype, device=device)
-        current.wait_stream(aside)
-        tensor.record_stream(current)  # when it is freed, launches there may still be using it
+
+    def on_the_side() -> Tensor:
+        with torch.cuda.device(device), torch.cuda.stream(aside):
+            return make()
+
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        tensor = executor.submit(on_the_side).result()
+    current.wait_stream(aside)
+    tensor.record_stream(current)  # when it is freed, launches there may still be using it
     return tensor
+
+
+def _lasting(size: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor that outlives the call; see `made_aside`."""
+    return made_aside(lambda: torch.full((size,), value, dtype=dtype, device=device), device)
 
 
 def is_capturing(device: torch.device) -> bool:

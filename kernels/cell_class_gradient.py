@@ -247,7 +247,7 @@ def _cell_class_gradient_kernel(
                     slopes = softmax_class(
                         zs, lses, pushes, classes, at_labels, lives, spots, targets_c,
                         d_overlap, d_mass, points_ptr, c, point_factor, term_params,
-                        TERMS, SMOOTHED, SPREAD, REGION, IDS, C, PTX,
+                        TERMS, SMOOTHED, SPREAD, REGION, IDS, IN_PLACE, C, PTX,
                     )  # fmt: skip
                 else:
                     slopes = sigmoid_slopes(

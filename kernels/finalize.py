@@ -70,8 +70,10 @@ def region_term(overlap, mass, target, term, LOG: tl.constexpr, POWER: tl.conste
     d_mass = tl.where(empty, 0.0, -through * alpha * inverse)
     if LOG:
         least = tl.where(floor > 0.0, floor, SCORE_FLOOR)
-        base = -tl.log2(tl.maximum(score, least)) * LN2
-        slope = tl.where(score >= least, -1.0 / tl.maximum(score, least), 0.0)
+        low = score < least
+        logged = tl.where(low, least, score)  # a maximum would make the floor of NaN
+        base = -tl.log2(logged) * LN2
+        slope = tl.where(low, 0.0, -1.0 / logged)
     else:
         base = offset - score
         slope = -1.0

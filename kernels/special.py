@@ -65,6 +65,18 @@ def greater(a, b, PTX: tl.constexpr):
         return tl.where(a > b, 1.0, 0.0)
 
 
+@triton.jit
+def where_equal(a, b, x, y, PTX: tl.constexpr):
+    """x where a == b, else y; PTX: the two instructions together."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.eq.f32 p, $1, $2; selp.f32 $0, $3, $4, p; }",
+            "=f,f,f,f,f", [a, b, x, y], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        return tl.where(a == b, x, y)
+
+
 # ---- logarithms of 1 + e
 
 

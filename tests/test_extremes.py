@@ -166,9 +166,6 @@ def test_what_does_not_count_may_hold_anything(mode, row, kind, backend, place):
         assert again[2].nonfinite == 0
 
 
-@pytest.mark.xfail(
-    reason="kernels/finalize.py: the floor under the logarithm swallows NaN", strict=True
-)
 @pytest.mark.parametrize("mode", ["binary", "multiclass"])
 def test_nan_shows_through_a_logarithm_in_the_kernels(mode, device):
     """Interpreted too: a maximum of NaN and a floor is the floor, whose loss is a finite 16.1."""
