@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ CLASS_ALARM = 2  # what the multiclass kernel sets; others set 1
 CAPTURE_COUNTERS = 1 << 16
 
 _CAPTURED: dict[torch.device, tuple[Tensor, int]] = {}  # counters for captures, how many are taken
+_CAPTURED_TABLES: dict[int, tuple[Tensor, ...]] = {}  # by id; read when their plan is long gone
 _CAPTURING = threading.Lock()
 _ASSUMED: dict[tuple[torch.device, int], Tensor] = {}  # by stream; see _settle_kernel
 _UNREAD: dict[torch.device, Tensor] = {}
@@ -55,6 +57,8 @@ def counters_for(plan: Plan, device: torch.device, stream: int) -> Tensor:
     size = plan.num_counters
     if is_capturing(device):
         with _CAPTURING:
+            if plan.tables:
+                keep_for_replays(plan.tables)
             slab, taken = _CAPTURED.get(device, (None, 0))
             if slab is None or taken + size > slab.numel():
                 # one more node a replay
@@ -64,9 +68,59 @@ def counters_for(plan: Plan, device: torch.device, stream: int) -> Tensor:
     counters = plan.counters.get(stream)
     if counters is None:
         counters = plan.counters[stream] = _lasting(size, 0, torch.int32, device)
+        outlive_launches(plan.tables, device)
         if device.type == "cuda" and device not in _CAPTURED:
             _CAPTURED[device] = _lasting(CAPTURE_COUNTERS, 0, torch.int32, device), 0
     return counters
+
+
+def outlive_launches(tables: tuple[Tensor, ...], device: torch.device) -> None:
+    """Keep the memory of tables that are dropped from those who wait for launches on this stream.
+
+    They were made on another stream, whose next tensor would otherwise be written over them.
+    """
+    if device.type == "cuda":
+        for table in tables:
+            table.record_stream(torch.cuda.current_stream(device))
+
+
+def keep_for_replays(tables: tuple[Tensor, ...]) -> None:
+    """Keep tables for good whose addresses are in a CUDA graph."""
+    _CAPTURED_TABLES[id(tables)] = tables
+
+
+def guarded(launch: Callable[..., Any], *arguments: Any, plan: Plan | None = None) -> Any:
+    """Launch or build, so that the next call finds nothing of a launch that was cut short.
+
+    Raises:
+        OSError: Triton cannot write what it has compiled; its own message may name no file.
+    """
+    try:
+        return launch(*arguments)
+    except BaseException as error:
+        if plan is not None:
+            # Interpreted programs count themselves one after the other, and Ctrl-C comes between.
+            plan.counters.clear()
+        trouble = cache_trouble(error)
+        if trouble:
+            assert isinstance(error, OSError)
+            raise OSError(error.errno, trouble) from error
+        raise
+
+
+def cache_trouble(error: BaseException) -> str:
+    """What to do about an error of Triton's cache; empty if it is another one."""
+    if not isinstance(error, OSError):
+        return ""
+    import triton
+
+    folder = triton.knobs.cache.dir
+    # A full disk names no file. A compiler that is not there is named, and lies elsewhere.
+    if error.filename is not None and not str(error.filename).startswith(folder):
+        return ""
+    return (
+        f"Triton cannot keep kernels in {folder} ({error}); TRITON_CACHE_DIR names another folder"
+    )
 
 
 def assumed_on(device: torch.device, stream: int) -> Tensor:
