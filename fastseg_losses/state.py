@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ LONGEST_ROW = 1 << 13  # float32; 1024 classes need 5137
 CLASS_ALARM = 2  # what the multiclass kernel sets; others set 1
 # int32 a device, zeroed before any capture: a captured launch takes its plan's for good.
 CAPTURE_COUNTERS = 1 << 16
+FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)  # of which an OSError says no file
 
 _CAPTURED: dict[torch.device, tuple[Tensor, int]] = {}  # counters for captures, how many are taken
 _CAPTURED_TABLES: dict[int, tuple[Tensor, ...]] = {}  # by id; read when their plan is long gone
@@ -67,10 +69,11 @@ def counters_for(plan: Plan, device: torch.device, stream: int) -> Tensor:
             return slab[taken : taken + size]
     counters = plan.counters.get(stream)
     if counters is None:
-        counters = plan.counters[stream] = _lasting(size, 0, torch.int32, device)
+        counters = _lasting(size, 0, torch.int32, device)
         outlive_launches(plan.tables, device)
         if device.type == "cuda" and device not in _CAPTURED:
             _CAPTURED[device] = _lasting(CAPTURE_COUNTERS, 0, torch.int32, device), 0
+        plan.counters[stream] = counters  # last: what fails before is done again
     return counters
 
 
@@ -98,8 +101,9 @@ def guarded(launch: Callable[..., Any], *arguments: Any, plan: Plan | None = Non
     try:
         return launch(*arguments)
     except BaseException as error:
-        if plan is not None:
-            # Interpreted programs count themselves one after the other, and Ctrl-C comes between.
+        # Interpreted programs count themselves one after the other, and Ctrl-C comes between. On a
+        # device a launch runs to its end; and where the device is lost, to free memory ends all.
+        if plan is not None and not any(c.is_cuda for c in plan.counters.values()):
             plan.counters.clear()
         trouble = cache_trouble(error)
         if trouble:
@@ -115,8 +119,8 @@ def cache_trouble(error: BaseException) -> str:
     import triton
 
     folder = triton.knobs.cache.dir
-    # A full disk names no file. A compiler that is not there is named, and lies elsewhere.
-    if error.filename is not None and not str(error.filename).startswith(folder):
+    # A compiler that is not there is an OSError too; it is named, and lies elsewhere.
+    if not (str(error.filename).startswith(folder) if error.filename else error.errno in FULL):
         return ""
     return (
         f"Triton cannot keep kernels in {folder} ({error}); TRITON_CACHE_DIR names another folder"

@@ -42,8 +42,8 @@ def variants(*names: str) -> list[str]:
 
 
 SOFT = rf"{LOSSES}test_every_target_dtype\[soft\]"
-ODD = rf"{LOSSES}test_(nonfinite_logits_show\[(combined|dice)|invalid_pixels|nothing_valid.*mean)"
-SATURATED = rf"{LOSSES}test_saturated_logits_are_finite\[(0.5|2.0)"
+ODD = rf"{LOSSES}test_(nonfinite_logits_show\[combined|invalid_pixels)"
+SATURATED = rf"{LOSSES}test_saturated_logits_are_finite\[(0.5--?10000.0|2.0--?80.0)"
 CONFIDENT = rf"{LOSSES}test_confident_pixels"
 PIXEL = [*losses("combined-all", "focal-gamma0.5"), SOFT, CONFIDENT, SATURATED, ODD]
 FOCAL = [*losses("focal", "focal-gamma5", "focal-gamma0.5", "focal-gamma0"), SOFT, SATURATED]
@@ -52,8 +52,8 @@ REGIONS = [*losses("dice", "combined-all"), SOFT]
 SOFTMAX = [
     rf"{CLASSES}test_every_loss_against_float64\[(ce|ce-smoothed|focal.*)-dtype0",
     rf"{CLASSES}test_every_loss_with_soft_targets\[(ce|ce-smoothed|focal.*)\]",
-    rf"{CLASSES}test_confident_pixels",
-    rf"{CLASSES}test_saturated_logits",
+    rf"{CLASSES}test_confident_pixels\[(0.5-9.0|0.1-16.0|2.0-25.0)",
+    rf"{CLASSES}test_saturated_logits\[(10000.0|80.0)",
     rf"{CLASSES}test_classes_that_are_ruled_out",
 ]
 # The tests of each function, in the order in which they run: the likeliest to notice first.
@@ -148,6 +148,8 @@ def mutants(source: str) -> Iterator[Mutant]:
 def survives(mutant: Mutant, tree: Path, seconds: int) -> bool:
     """Whether the tests pass with the mutant in the tree; too long is a failure like any other."""
     (tree / "kernels" / "terms.py").write_text(mutant.source)
+    for compiled in (tree / "kernels").glob("__pycache__/terms.*"):
+        compiled.unlink()  # of another mutant, which may have the same second and size
     child = os.fork()
     if child == 0:
         os._exit(run_tests(tree, TESTS.get(mutant.function, REGIONS), seconds))
@@ -182,8 +184,8 @@ def main() -> int:
         print(*(f"{m.function}:{m.line} {m.change}" for m in chosen), f"{len(chosen)}", sep="\n")
         return 0
     os.environ.update(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-    sys.dont_write_bytecode = True  # two mutants of a second and of a size would be one .pyc
-    import torch  # noqa: F401
+    import pytest  # noqa: F401
+    import torch._dynamo  # noqa: F401
     import triton.runtime.interpreter  # noqa: F401
 
     survivors, began = [], time.monotonic()
@@ -192,10 +194,10 @@ def main() -> int:
         for entry in COPIED:
             copy = shutil.copytree if (ROOT / entry).is_dir() else shutil.copy
             copy(ROOT / entry, tree / entry)
-        functions = dict.fromkeys(m.function for m in chosen)
-        for function in functions:
-            unchanged = Mutant(function, 0, "nothing", source)
-            if not survives(unchanged, tree, options.seconds):
+        # Tests that fail anyway would notice everything. Of several parts, one looks.
+        once = {tuple(TESTS.get(m.function, REGIONS)): m.function for m in chosen if part == 1}
+        for function in once.values():
+            if not survives(Mutant(function, 0, "nothing", source), tree, options.seconds):
                 print(f"the tests of {function} fail without a change")
                 return 2
         for number, mutant in enumerate(chosen, 1):
