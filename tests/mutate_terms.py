@@ -51,6 +51,7 @@ FOCAL = [*losses("focal", "focal-gamma5", "focal-gamma0.5", "focal-gamma0"), SOF
 MISSED = [BOUNDS, *variants("likelihood", "likelihood-0.5", "margin", "margin-hard"), SATURATED]
 REGIONS = [*losses("dice", "combined-all"), SOFT, BOUNDS]
 SOFTMAX = [
+    BOUNDS,
     rf"{CLASSES}test_every_loss_against_float64\[(ce|ce-smoothed|focal.*)-dtype0",
     rf"{CLASSES}test_every_loss_with_soft_targets\[(ce|ce-smoothed|focal.*)\]",
     rf"{CLASSES}test_confident_pixels",

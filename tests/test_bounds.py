@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastseg_losses import CombinedSegmentationLoss
+from fastseg_losses import CombinedSegmentationLoss, FocalLoss
 from fastseg_losses.ops import segmentation_loss
 from fastseg_losses.spec import LossSpec, PointTerm
 
@@ -44,3 +44,15 @@ def test_each_pixel_of_a_focal_loss(miss, gamma, device):
     loss, slopes, exact, exact_slopes = results
     torch.testing.assert_close(loss, exact, rtol=2e-5, atol=0)
     torch.testing.assert_close(slopes, exact_slopes, rtol=2e-5, atol=0)
+
+
+def test_the_slope_of_a_softmax_focal_loss_where_p_rounds_to_1(device):
+    """There -log p is rounding; its ratio to 1 - p is 1, and the slope right to a sixth."""
+    logits = torch.tensor([[0.0], [-14.5]], device=device)[None]
+    right = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    slopes = []
+    for backend, dtype in (("triton", torch.float32), ("torch", torch.float64)):
+        leaf = logits.to(dtype, copy=True).requires_grad_()
+        FocalLoss(mode="multiclass", reduction="sum", backend=backend)(leaf, right).backward()
+        slopes.append(leaf.grad.double())
+    torch.testing.assert_close(*slopes, rtol=0.3, atol=0)
