@@ -5,6 +5,8 @@
 #   make bench    run the benchmarks       make docs    the API reference, in build/api
 #   make coverage run all tests, with the lines and branches that they reach
 #   make mutants  change the specification and the monitor, and list what no test notices
+#   make mutants-terms   the same with the per-pixel terms of the kernels
+#   make sanitize   the kernels under compute-sanitizer, on a GPU (LOGS=build/sanitize)
 #   make matrix   the wheel in clean environments, Python 3.10 to 3.13, oldest and newest torch (needs uv)
 # `make test PYTHON=python3.12` picks the interpreter of a new .venv.
 
@@ -22,7 +24,8 @@ API    := fastseg_losses fastseg_losses.signatures fastseg_losses.compat fastseg
 	fastseg_losses.compat.monai fastseg_losses.compat.nnunet fastseg_losses.compat.torchvision \
 	fastseg_losses.compat.sam2 fastseg_losses.training
 
-.PHONY: train test test-behaviour test-builds test-quick lint bench docs coverage matrix mutants clean
+.PHONY: train test test-behaviour test-builds test-quick lint bench docs coverage matrix mutants \
+	mutants-terms sanitize clean
 
 train: $(STAMP)
 	$(PY) train.py
@@ -64,6 +67,11 @@ docs: $(STAMP)
 coverage: $(STAMP)
 	$(PY) -m pytest -m "not compile_only" --cov --cov-report=term-missing:skip-covered --cov-report=html:build/coverage
 
+LOGS ?= build/sanitize
+
+sanitize: $(STAMP)
+	$(PY) tests/sanitize.py $(LOGS)
+
 matrix: $(STAMP)
 	$(PY) tests/matrix.py
 
@@ -72,6 +80,9 @@ mutants: $(STAMP)
 	$(PIP) --editable '.[mutants]'
 	$(VENV)/bin/mutmut run
 	$(VENV)/bin/mutmut results
+
+mutants-terms: $(STAMP)
+	$(PY) tests/mutate_terms.py
 
 # torch first and by its exact version: a plain `torch` may resolve to a newer build of several GB.
 $(STAMP): pyproject.toml constraints.txt

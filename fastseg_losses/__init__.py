@@ -56,7 +56,11 @@ if not TYPE_CHECKING:  # a checker would take every misspelt name for an attribu
             "SegmentationSnapshot": "stats",
             "SegmentationStats": "stats",
         }
-        value = getattr(_import_module(f"{__name__}.{homes.get(name, 'losses')}"), name)
+        try:
+            home = _import_module(f"{__name__}.{homes.get(name, 'losses')}")
+        except AttributeError as error:  # of which `from fastseg_losses import ...` says nothing
+            raise ImportError(f"{__name__} cannot be imported: {error}") from error
+        value = getattr(home, name)
         globals()[name] = value
         return value
 

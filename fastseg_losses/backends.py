@@ -14,6 +14,7 @@ from fastseg_losses import reference_binary, reference_multiclass
 from fastseg_losses.arguments import Backend
 from fastseg_losses.inputs import Inputs, check_call, check_stats_out, is_soft, live_pixels
 from fastseg_losses.spec import LossSpec
+from fastseg_losses.state import cache_trouble
 from fastseg_losses.stats import row_length
 from fastseg_losses.target_values import check_ids, check_range
 from fastseg_losses.tracing import is_traced
@@ -93,6 +94,11 @@ def find_trouble(device_type: str, index: int | None) -> str:
         if found < MIN_CAPABILITY:
             least = ".".join(map(str, MIN_CAPABILITY))
             return f"the GPU's compute capability {found[0]}.{found[1]} is under {least}"
+    try:  # Triton's part that talks to the device, which it builds at its first use
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:
+        cause = cache_trouble(error) or f"{type(error).__name__}: {error}"
+        return f"Triton's driver cannot be set up: {cause}"
     return ""
 
 

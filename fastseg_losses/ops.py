@@ -23,6 +23,7 @@ from fastseg_losses.state import (
     alarm_on,
     assumed_on,
     counters_for,
+    guarded,
     is_capturing,
     is_foreign,
     raise_alarm,
@@ -115,7 +116,7 @@ def _launch_forward(
     stream = stream_of(device)
     counters = counters_for(plan, device, stream)
     outputs = (loss, row, table, scratch, counters, alarm_on(device))
-    plan.forward((*outputs, *inputs, *plan.tables), stream)
+    guarded(plan.forward, (*outputs, *inputs, *plan.tables), stream, plan=plan)
     return loss, table
 
 
@@ -134,7 +135,7 @@ def _launch_single(plan: Plan, inputs: Inputs, row: Tensor | None) -> tuple[Tens
     counters = counters_for(plan, device, stream)
     outputs = (loss, row, scratch, scratch, counters, alarm_on(device), dlogits)
     inputs_ptr = (logits, targets, pos_weight, assumed_on(device, stream))
-    plan.single.forward((*outputs, *inputs_ptr), stream)
+    guarded(plan.single.forward, (*outputs, *inputs_ptr), stream, plan=plan)
     return loss, scratch, dlogits
 
 
@@ -146,7 +147,7 @@ def _settle(plan: Plan, table: Tensor, dlogits: Tensor, dloss: Tensor) -> Tensor
             return _settle(plan, table, dlogits, dloss)
     stream = stream_of(device)
     used = table[plan.single.used]
-    plan.single.settle((dlogits, assumed_on(device, stream), dloss, used), stream)
+    guarded(plan.single.settle, (dlogits, assumed_on(device, stream), dloss, used), stream)
     return dlogits
 
 
@@ -166,7 +167,7 @@ def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -
             exchange = logits.new_empty((plan.exchange_size,), dtype=torch.float32)
         outputs = (dlogits, exchange)
     tensors = (*outputs, dloss, table, logits, targets, valid, pos_weight, *plan.tables)
-    plan.backward(tensors, strides, stream_of(device))
+    guarded(plan.backward, tensors, strides, stream_of(device))
     return dlogits
 
 

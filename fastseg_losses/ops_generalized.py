@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fastseg_losses.backends import takes_triton
 from fastseg_losses.reference import generalized_dice
-from fastseg_losses.state import is_foreign, stream_of
+from fastseg_losses.state import guarded, is_foreign, stream_of
 from fastseg_losses.tracing import is_traced
 
 
@@ -99,6 +99,6 @@ def _launch(tensors: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> None:
 
         if len(_LAUNCHERS) >= MAX_LAUNCHERS:
             _LAUNCHERS.clear()
-        launcher = generalized_launch(*arguments).bind(tensors)
+        launcher = guarded(generalized_launch(*arguments).bind, tensors)
         _LAUNCHERS[device, arguments] = launcher
     launcher(tensors, (), stream_of(device))

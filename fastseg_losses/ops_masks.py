@@ -10,12 +10,20 @@ from torch import Tensor
 from fastseg_losses.cell_plans import make_mask_plan
 from fastseg_losses.formulas import MAX_CLASSES
 from fastseg_losses.plans import MAX_PLANS
-from fastseg_losses.state import is_foreign, stream_of
+from fastseg_losses.state import (
+    guarded,
+    is_capturing,
+    is_foreign,
+    keep_for_replays,
+    outlive_launches,
+    stream_of,
+)
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.cell_mask import MaskPlan
 
-_MASK_PLANS: dict[tuple[Any, ...], MaskPlan] = {}
+# Each with the streams on which it has been launched.
+_MASK_PLANS: dict[tuple[Any, ...], tuple[MaskPlan, set[int]]] = {}
 
 
 def launch_masks(
@@ -52,11 +60,18 @@ def launch_masks(
     how = (masks.dtype, upsample, align_corners, least)
     key: tuple[Any, ...] = (logits.shape, logits.stride(), logits.dtype, device, masks.shape, how)
     key = (*key, logits.data_ptr() % 16, masks.data_ptr() % 16)
-    plan = _MASK_PLANS.get(key)
-    if plan is None:
+    kept = _MASK_PLANS.get(key)
+    if kept is None:
         if len(_MASK_PLANS) >= MAX_PLANS:
             _MASK_PLANS.clear()
         H, W = masks.shape[1:]
         plan = make_mask_plan(logits, (H, W), upsample, align_corners=align_corners, least=least)
-        _MASK_PLANS[key] = plan
-    plan.launch(masks, logits, stream_of(device))
+        kept = _MASK_PLANS[key] = plan, set()
+    plan, streams = kept
+    stream = stream_of(device)
+    if is_capturing(device):
+        keep_for_replays(plan.tables)
+    elif stream not in streams:
+        outlive_launches(plan.tables, device)
+        streams.add(stream)
+    guarded(plan.launch, masks, logits, stream)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_PLANS = 1024  # a plan is about 5 kB; a training run has a handful of shapes
 
 PLANS: dict[tuple[Any, ...], Plan | None] = {}
-_UNSEEN: Any = object()
+UNSEEN: Any = object()
 
 
 def key_of(spec: LossSpec, inputs: Inputs) -> tuple[Any, ...]:
@@ -63,8 +63,8 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
     except AttributeError:
         check_call(spec, inputs)  # says what is no tensor
         raise
-    plan = PLANS.get(key, _UNSEEN)  # one look: another thread may clear them between two
-    if plan is _UNSEEN:
+    plan = PLANS.get(key, UNSEEN)  # one look: another thread may drop all plans after it
+    if plan is UNSEEN:
         plan = _make_plan(spec, inputs)
         if len(PLANS) >= MAX_PLANS:
             PLANS.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -20,8 +21,10 @@ LONGEST_ROW = 1 << 13  # float32; 1024 classes need 5137
 CLASS_ALARM = 2  # what the multiclass kernel sets; others set 1
 # int32 a device, zeroed before any capture: a captured launch takes its plan's for good.
 CAPTURE_COUNTERS = 1 << 16
+FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)  # of which an OSError says no file
 
 _CAPTURED: dict[torch.device, tuple[Tensor, int]] = {}  # counters for captures, how many are taken
+_CAPTURED_TABLES: dict[int, tuple[Tensor, ...]] = {}  # by id; read when their plan is long gone
 _CAPTURING = threading.Lock()
 _ASSUMED: dict[tuple[torch.device, int], Tensor] = {}  # by stream; see _settle_kernel
 _UNREAD: dict[torch.device, Tensor] = {}
@@ -70,6 +73,8 @@ def counters_for(plan: Plan, device: torch.device, stream: int) -> Tensor:
     size = plan.num_counters
     if is_capturing(device):
         with _CAPTURING:
+            if plan.tables:
+                keep_for_replays(plan.tables)
             slab, taken = _CAPTURED.get(device, (None, 0))
             if slab is None or taken + size > slab.numel():
                 # one more node a replay
@@ -78,10 +83,62 @@ def counters_for(plan: Plan, device: torch.device, stream: int) -> Tensor:
             return slab[taken : taken + size]
     counters = plan.counters.get(stream)
     if counters is None:
-        counters = plan.counters[stream] = _lasting(size, 0, torch.int32, device)
+        counters = _lasting(size, 0, torch.int32, device)
+        outlive_launches(plan.tables, device)
         if device.type == "cuda" and device not in _CAPTURED:
             _CAPTURED[device] = _lasting(CAPTURE_COUNTERS, 0, torch.int32, device), 0
+        plan.counters[stream] = counters  # last: what fails before is done again
     return counters
+
+
+def outlive_launches(tables: tuple[Tensor, ...], device: torch.device) -> None:
+    """Keep the memory of tables that are dropped from those who wait for launches on this stream.
+
+    They were made on another stream, whose next tensor would otherwise be written over them.
+    """
+    if device.type == "cuda":
+        for table in tables:
+            table.record_stream(torch.cuda.current_stream(device))
+
+
+def keep_for_replays(tables: tuple[Tensor, ...]) -> None:
+    """Keep tables for good whose addresses are in a CUDA graph."""
+    _CAPTURED_TABLES[id(tables)] = tables
+
+
+def guarded(launch: Callable[..., Any], *arguments: Any, plan: Plan | None = None) -> Any:
+    """Launch or build, so that the next call finds nothing of a launch that was cut short.
+
+    Raises:
+        OSError: Triton cannot write what it has compiled; its own message may name no file.
+    """
+    try:
+        return launch(*arguments)
+    except BaseException as error:
+        # Interpreted programs count themselves one after the other, and Ctrl-C comes between. On a
+        # device a launch runs to its end; and where the device is lost, to free memory ends all.
+        if plan is not None and not any(c.is_cuda for c in plan.counters.values()):
+            plan.counters.clear()
+        trouble = cache_trouble(error)
+        if trouble:
+            assert isinstance(error, OSError)
+            raise OSError(error.errno, trouble) from error
+        raise
+
+
+def cache_trouble(error: BaseException) -> str:
+    """What to do about an error of Triton's cache; empty if it is another one."""
+    if not isinstance(error, OSError):
+        return ""
+    import triton
+
+    folder = triton.knobs.cache.dir
+    # A compiler that is not there is an OSError too; it is named, and lies elsewhere.
+    if not (str(error.filename).startswith(folder) if error.filename else error.errno in FULL):
+        return ""
+    return (
+        f"Triton cannot keep kernels in {folder} ({error}); TRITON_CACHE_DIR names another folder"
+    )
 
 
 def assumed_on(device: torch.device, stream: int) -> Tensor:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -76,3 +77,30 @@ def test_class_scores_come_from_summed_counts_and_means_from_classes_that_occur(
 def test_classes_that_were_not_seen_have_no_number() -> None:
     tally = Tally(num_classes=2)
     assert all(math.isnan(score) for score in (*tally.class_iou, tally.mean_iou, tally.mean_dice))
+
+
+def test_what_is_odd_adds_up_also_where_nothing_is_valid() -> None:
+    tally = Tally()
+    for valid in (100, 0, 50):
+        tally.add(snapshot(valid, nonfinite=2.0, bad_targets=3.0))
+    assert (tally.nonfinite, tally.bad_targets) == (6.0, 9.0)
+
+
+def test_joined_tallies_are_one_that_has_seen_all_batches() -> None:
+    batches = [
+        classes([40, 1, 0], [10, 0, 2], [0, 10, 1]),
+        classes([30, 10, 0], [0, 5, 5], [10, 0, 3]),
+        snapshot(0, nonfinite=4.0, class_tp=(0.0,) * 3, class_fp=(0.0,) * 3, class_fn=(0.0,) * 3),  # type: ignore[arg-type]
+    ]
+    for number, batch in enumerate(batches):
+        shares = {name: 0.25 * number + 0.125 for name in ("pred_mean", "pred_positive", "loss")}
+        others = {"pred_max": 0.5 - 0.25 * number, "target_mean": 0.5, "target_positive": 0.25}
+        counts = {"tp": 3.0, "fp": 5.0, "fn": 7.0, "bad_targets": 1.0}
+        batches[number] = replace(batch, **shares, **others, **counts)
+    whole, parts = Tally(3), [Tally(3), Tally(3)]
+    for number, batch in enumerate(batches):
+        whole.add(batch)
+        parts[number % 2].add(batch)
+    assert Tally.joined(parts) == whole
+    assert Tally.joined(parts[::-1]) == whole
+    assert whole.pred_max == 0.5 and whole.batches == 3 and whole.valid == 105

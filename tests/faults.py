@@ -1,0 +1,75 @@
+"""Faults for the tests to bring about: memory that runs out, Ctrl-C at any moment."""
+
+import contextlib
+import gc
+import signal
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastseg_losses import CombinedSegmentationLoss, DiceLoss
+
+ALLOCATING = ("clone", "empty", "empty_like", "empty_strided", "full", "new_empty", "zeros")
+
+
+class OutOfMemory(TorchDispatchMode):
+    """Refuses one of the allocations that are made inside: number `refused`, from 0."""
+
+    def __init__(self, refused):
+        super().__init__()
+        self.refused, self.asked = refused, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        # Triton's interpreter makes empty tensors; they take no memory.
+        if func.overloadpacket.__name__ in ALLOCATING and out.numel():
+            self.asked += 1
+            if self.asked == self.refused + 1:
+                raise torch.OutOfMemoryError("CUDA out of memory (a test)")
+        return out
+
+
+@contextlib.contextmanager
+def interrupted(seconds):
+    """Ctrl-C after so many seconds, unless what is inside has ended by then."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def living_tensors():
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def binary(device):
+    logits = torch.randn(2, 1, 5, 7, device=device)
+    return DiceLoss(backend="triton"), logits, (logits > 1).to(torch.uint8)
+
+
+def multiclass(device):
+    logits = torch.randn(2, 3, 4, 4, device=device)
+    return DiceLoss(mode="multiclass", backend="triton"), logits, logits.argmax(1)
+
+
+def upsampled(device):
+    logits = torch.randn(1, 1, 2, 2, device=device)
+    target = (torch.rand(1, 1, 4, 4, device=device) < 0.5).to(torch.uint8)
+    return DiceLoss(upsample="bilinear", backend="triton"), logits, target
+
+
+def single(device):
+    """Large enough for the launch that reads each input once, where there is one (Hopper)."""
+    logits = torch.randn(16, 1, 1024, 1024, device=device)
+    return CombinedSegmentationLoss(backend="triton"), logits, (logits > 1).float()
+
+
+KINDS = {"binary": binary, "multiclass": multiclass, "upsampled": upsampled}
