@@ -24,20 +24,26 @@ API    := fastseg_losses fastseg_losses.signatures fastseg_losses.compat fastseg
 	fastseg_losses.compat.monai fastseg_losses.compat.nnunet fastseg_losses.compat.torchvision \
 	fastseg_losses.compat.sam2 fastseg_losses.training
 
-.PHONY: train test test-behaviour test-builds test-quick lint bench docs coverage matrix mutants \
+.PHONY: train test test-losses test-users test-builds test-quick lint bench docs coverage matrix mutants \
 	mutants-terms sanitize clean
 
 train: $(STAMP)
 	$(PY) train.py
 
-# Two processes, because whether a kernel is interpreted is decided when it is decorated: the first
-# interprets the kernels where there is no GPU, the second builds them for GPUs that need not be there.
-# Side by side, a thread each: on two cores, more threads than cores made tests ten times as slow.
+# Three processes, of which the second is one of its own because whether a kernel is interpreted is
+# decided when it is decorated: the others interpret the kernels where there is no GPU, it builds them for
+# GPUs that need not be there. Two side by side, a thread each: on two cores, more threads than cores made
+# tests ten times as slow.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 --output-sync=target test-behaviour test-builds
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 --output-sync=target test-losses test-builds test-users
 
-test-behaviour: $(STAMP)
-	$(PY) -m pytest -m "not compile_only"
+# The losses, and the examples in the docstrings.
+test-losses: $(STAMP)
+	$(PY) -m pytest -m "not compile_only" --ignore=tests/compat --ignore=tests/training
+
+# What is built with them: the trainer, and the peers' signatures.
+test-users: $(STAMP)
+	$(PY) -m pytest -m "not compile_only" tests/compat tests/training
 
 test-builds: $(STAMP)
 	TRITON_INTERPRET=0 $(PY) -m pytest tests -m compile_only
