@@ -129,10 +129,4 @@ def _on_device(table: Any, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(table)
     if device.type != "cuda":
         return tensor
-
-    def copied() -> Tensor:
-        copy = tensor.pin_memory().to(device, non_blocking=True)
-        torch.cuda.current_stream().synchronize()
-        return copy
-
-    return made_aside(copied, device)
+    return made_aside(lambda: tensor.pin_memory().to(device, non_blocking=True), device)

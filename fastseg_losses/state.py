@@ -36,7 +36,8 @@ def made_aside(make: Callable[[], Tensor], device: torch.device) -> Tensor:
     """What `make` returns, allocated outside whatever memory pool a CUDA graph is using.
 
     Pools are bound to the stream that warms up or captures, or (cudagraph trees) to the thread, so
-    it is made on another stream by another thread; launches that come later may read it at once.
+    it is made on another stream by another thread, which waits for it: launches of any stream that
+    come later may read it at once, those of a capture too.
     """
     if device.type != "cuda":
         return make()
@@ -45,11 +46,12 @@ def made_aside(make: Callable[[], Tensor], device: torch.device) -> Tensor:
 
     def on_the_side() -> Tensor:
         with torch.cuda.device(device), torch.cuda.stream(aside):
-            return make()
+            made = make()
+            aside.synchronize()
+            return made
 
     with ThreadPoolExecutor(max_workers=1) as executor:
         tensor = executor.submit(on_the_side).result()
-    current.wait_stream(aside)
     tensor.record_stream(current)  # when it is freed, launches there may still be using it
     return tensor
 

@@ -1,8 +1,10 @@
 """The multiclass backward kernel of low-resolution logits.
 
-As in cell_gradient.py a program walks down a strip of cells. What the row above has given to a
-class's logits waits in memory, where the same thread picks it up: in the gradient itself if that is
-float32, else in a buffer.
+A program walks down a strip of cells, all classes of a row before the next row. What the row above
+has given to a class's logits waits in memory, where the same thread picks it up: in the gradient
+itself if that is float32, else in a buffer. The row that two strips share is begun by the lower
+one, at its start, and completed by the upper one, at its end, which waits for a flag (flags.py):
+to compute the row above a second time, as cell_gradient.py does, was a fifth of the work.
 """
 
 import triton
@@ -47,7 +49,7 @@ NOT_SPECIALIZED = (
 def _cell_class_gradient_kernel(
     # outputs
     dlogits_ptr,  # (N, C, h, w)
-    exchange_ptr,  # float32 (programs, 4, BLOCK_W), behind it (programs, 3, C, BLOCK_W)
+    exchange_ptr,  # (programs, 4, BLOCK_W); not IN_PLACE: then (programs, 3, C, BLOCK_W)
     # inputs
     dloss_ptr,  # see _class_gradient_kernel
     table_ptr,  # see _cell_class_sums_kernel
@@ -186,7 +188,9 @@ def _cell_class_gradient_kernel(
             piece = done % PIECES
             if (row == last[0]) & (piece == 0):
                 await_flag(flags_ptr + blocks)
-            i = tl.where(row < 0, h - 1, row)  # of the row above only the lower shares are needed
+            i = tl.where(
+                row < 0, h - 1, row
+            )  # of the ring's last row only the lower shares are needed
             positions_y, positions_x, across, down = locate(
                 positions_ptr, weights_ptr, i, j, piece // PIECES_X, piece % PIECES_X, h, w, H, W,
                 MOST_Y, MOST_X, START_Y, START_X, SPLIT_Y, SPLIT_X, EACH_Y, EACH_X,
@@ -234,8 +238,10 @@ def _cell_class_gradient_kernel(
             )  # fmt: skip
             for c in range(C):
                 corners = ahead
-                d_overlap = pair_ahead[0] * region_factor
-                d_mass = pair_ahead[1] * region_factor
+                d_overlap, d_mass = 0.0, 0.0
+                if REGION:
+                    d_overlap = pair_ahead[0] * region_factor
+                    d_mass = pair_ahead[1] * region_factor
                 ahead = fetch_class(ptrs, c + 1, stride_c, needed, C)
                 pair_ahead = fetch_region(
                     dloss_ptr, table_ptr, c + 1, group, groups, dloss_stride_k, dloss_stride_c,

@@ -79,7 +79,11 @@ class CellClassPlan(CellPlan):
         self._forward = self._backward = None
 
     def _walk(self, walks: int) -> None:
-        """Strips and columns of the backward launch; a strip of one row would wait for the next."""
+        """Strips and columns of the backward launch.
+
+        Two rows a strip at the least: one that begins and ends with the same row would wait for the
+        strip below to end. Only the last one, which waits for none, may have one.
+        """
         super()._walk(walks)
         cells = self.layout.y.size + 1  # the last ones of the ring come first, too
         most = self.gradient.programs * self.device.multiprocessors // (walks * self.columns)

@@ -54,7 +54,7 @@ def label_terms(
         )
         p = tl.where(known, e * r, 0.0)
         nll = tl.where(known, below * LN2 + log_total, 0.0)
-        nll = tl.where(nll < 1e29, nll, float("inf"))  # a label that -inf has ruled out; or NaN
+        nll = tl.where(nll >= 1e29, float("inf"), nll)  # a label that -inf has ruled out
         weight = 1.0
         if weights_ptr is not None:
             weight = tl.load(weights_ptr + at, mask=known, other=0.0)

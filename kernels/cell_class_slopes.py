@@ -81,8 +81,10 @@ def mean_slopes(
         )  # fmt: skip
         for c in range(C):
             corners = ahead
-            d_overlap = pair_ahead[0] * region_factor
-            d_mass = pair_ahead[1] * region_factor
+            d_overlap, d_mass = 0.0, 0.0
+            if REGION:
+                d_overlap = pair_ahead[0] * region_factor
+                d_mass = pair_ahead[1] * region_factor
             ahead = fetch_class(ptrs, c + 1, stride_c, needed, C)
             pair_ahead = fetch_region(
                 dloss_ptr, table_ptr, c + 1, group, groups, dloss_stride_k, dloss_stride_c,
@@ -179,7 +181,7 @@ def softmax_class(
         if IDS:
             is_label = equal(labels[k], tl.cast(c, tl.float32), PTX)
             if not SELECT:  # the label's p becomes 0, and its slope is added
-                z = tl.fma(is_label, -SKIPPED, z)
+                z = tl.fma(is_label, -3e38, z)  # finite: others have 0 of it
         p = exp2(z - lses[k], PTX)
         t = 0.0
         if not IDS:

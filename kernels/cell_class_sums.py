@@ -45,7 +45,7 @@ def _cell_class_sums_kernel(
     # outputs
     loss_ptr,  # see _class_sums_kernel
     stats_ptr,  # (NUM_FIELDS + terms + 5 C,)
-    table_ptr,  # see multiclass_finalize.py; then for backward flags, 0, and (N, H, W, 2)
+    table_ptr,  # see multiclass_finalize.py; then for backward flags, 0, and (N, H, W, 2 or 1)
     workspace_ptr,  # samples, partials: see multiclass_finalize.py
     counters_ptr,  # (1 + N + N teams,) int32, all 0 before and after
     alarm_ptr,  # (1,) int32 on the host, or None

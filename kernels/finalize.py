@@ -26,7 +26,7 @@ The workspace, gone after the launch:
 import triton
 import triton.language as tl
 
-from fastseg_losses.kernels.special import LN2, LOG2E
+from fastseg_losses.kernels.special import LOG2E, minus_log
 
 SCORE_FLOOR = tl.constexpr(1e-7)
 
@@ -70,10 +70,9 @@ def region_term(overlap, mass, target, term, LOG: tl.constexpr, POWER: tl.conste
     d_mass = tl.where(empty, 0.0, -through * alpha * inverse)
     if LOG:
         least = tl.where(floor > 0.0, floor, SCORE_FLOOR)
-        low = score < least
-        logged = tl.where(low, least, score)  # a maximum would make the floor of NaN
-        base = -tl.log2(logged) * LN2
-        slope = tl.where(low, 0.0, -1.0 / logged)
+        logged = tl.where(score < least, least, score)  # a maximum would make the floor of NaN
+        base = minus_log(logged)
+        slope = tl.where(score < least, 0.0, -1.0 / logged)
     else:
         base = offset - score
         slope = -1.0

@@ -1,6 +1,9 @@
 """How one program of a launch waits for another: only ever for one that was started before it.
 
-A flag has one program that raises it and one that waits for it. It is 0 before and after.
+A flag has one program that raises it and one that waits for it. It is 0 before and after, so that
+launches with the same flags may follow each other, but must not overlap. Programs start in the
+order of their number: CUDA does not promise it, but all NVIDIA GPUs do, and scans in one pass rest
+on the same.
 """
 
 import triton
