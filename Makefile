@@ -24,22 +24,29 @@ API    := fastseg_losses fastseg_losses.signatures fastseg_losses.compat fastseg
 	fastseg_losses.compat.monai fastseg_losses.compat.nnunet fastseg_losses.compat.torchvision \
 	fastseg_losses.compat.sam2 fastseg_losses.training
 
-.PHONY: train test test-losses test-users test-builds test-quick lint bench docs coverage matrix mutants \
+.PHONY: train test test-losses test-kernels test-users test-builds test-quick lint bench docs coverage matrix mutants \
 	mutants-terms sanitize clean
 
 train: $(STAMP)
 	$(PY) train.py
 
-# Three processes, of which the second is one of its own because whether a kernel is interpreted is
-# decided when it is decorated: the others interpret the kernels where there is no GPU, it builds them for
-# GPUs that need not be there. Two side by side, a thread each: on two cores, more threads than cores made
-# tests ten times as slow.
+# Four processes. The third is one of its own because whether a kernel is interpreted is decided when it
+# is decorated: the others interpret the kernels where there is no GPU, it builds them for GPUs that need
+# not be there. Two side by side, a thread each: on two cores, more threads than cores made tests ten
+# times as slow.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 --output-sync=target test-losses test-builds test-users
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 --output-sync=target test-losses test-kernels test-builds test-users
 
-# The losses, and the examples in the docstrings.
+# The operators, and the kernels behind them.
+KERNELS := $(wildcard tests/test_ops*.py) tests/test_single.py tests/test_variants.py \
+	tests/test_predict_mask.py tests/test_faults.py
+
+test-kernels: $(STAMP)
+	$(PY) -m pytest -m "not compile_only" $(KERNELS)
+
+# The losses and all around them, and the examples in the docstrings.
 test-losses: $(STAMP)
-	$(PY) -m pytest -m "not compile_only" --ignore=tests/compat --ignore=tests/training
+	$(PY) -m pytest -m "not compile_only" --ignore=tests/compat --ignore=tests/training $(KERNELS:%=--ignore=%)
 
 # What is built with them: the trainer, and the peers' signatures.
 test-users: $(STAMP)
