@@ -85,9 +85,10 @@ def ready_targets(
 def number_of(value, byte: tl.constexpr, GRAB: tl.constexpr, PTX: tl.constexpr):
     """A target as float32, of several bytes one.
 
-    As the low end of a mantissa: conversions are as slow as exponentials.
+    As the low end of a mantissa, if it is not negative: conversions are as slow as exponentials.
     """
-    if value.dtype.is_floating() or value.dtype.primitive_bitwidth > 8 and GRAB == 1:
+    SIGNED: tl.constexpr = value.dtype.is_int_signed()
+    if value.dtype.is_floating() or (GRAB == 1 and (value.dtype.primitive_bitwidth > 8 or SIGNED)):
         return value.to(tl.float32)
     elif PTX:
         bits = tl.inline_asm_elementwise(

@@ -51,3 +51,16 @@ def test_nan_is_no_infinite_loss(device):
     logits[0, 0, 0, 0] = float("nan")
     targets = torch.ones(1, 4, 4, dtype=torch.long, device=device)
     assert CrossEntropyLoss(**BILINEAR, backend="triton")(logits.to(device), targets).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+def test_masks_with_negative_numbers(device, dtype):
+    """A byte of -1 that is to be ignored is no 255."""
+    logits, targets, _ = make_inputs("binary", (2, 1, 3, 4), (6, 8))
+    targets = targets.to(dtype)
+    targets[torch.rand(targets.shape) < 0.3] = -1
+
+    def build(**backend):
+        return combined(ignore_index=-1, **BILINEAR, **backend)
+
+    compare(device, build, logits, targets, None)
