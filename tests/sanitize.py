@@ -2,7 +2,8 @@
 
 Runs tests/sanitize_cases.py by itself first (which also compiles the kernels), then under each
 tool, prints a table and leaves what each run said in the folder LOGS. The exit code is 0 if all
-cases are right and no tool finds anything, 1 if not, 2 if there is no compute-sanitizer or no GPU.
+cases are right and no tool finds anything, 1 if not (or there is no GPU), 2 if there is no
+compute-sanitizer.
 
     memcheck    reads and writes outside of an allocation, or at an unaligned address
     racecheck   shared memory that threads write and read without a barrier between
