@@ -113,7 +113,7 @@ def focal(draw, device):
     if mode != "binary" and arguments["reduction"] in ("mean", "sum"):
         arguments["class_weights"] = weights_of(draw, C)
     if ignore is not None and bool((y == ignore).all()):
-        y.view(-1)[0] = 0  # NaN in the peer
+        y[(0,) * y.dim()] = 0  # NaN in the peer; y may be expanded
     if not arguments["from_logits"]:
         x = probabilities(mode, x)
     ours, theirs = (m.FocalLoss(mode, **arguments) for m in (smp, peers.smp()))
@@ -161,7 +161,7 @@ def several(draw, device):
     if mode == "multiclass" and y.dim() == x.dim():
         y = y[:, 0]
     if ignore is not None and bool((y == ignore).all()):
-        y.view(-1)[0] = 0  # NaN in the peer
+        y[(0,) * y.dim()] = 0  # NaN in the peer; y may be expanded
     names = draw(st.lists(st.sampled_from(NAMES[:-2]), min_size=1, max_size=4))
     names = [n for n in names if not n.startswith("Soft")] or ["FocalLoss"]
     weights = [draw(st.sampled_from([0.25, 1.0])) for _ in names]
