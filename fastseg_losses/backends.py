@@ -155,8 +155,7 @@ def torch_loss(
     x, t = logits.reshape(sizes), targets.reshape((sizes.N, 1, sizes.P) if ids else sizes)
     live = live_pixels(sizes, t, valid, spec.ignore_index)
     # The kernels leave a flag on the device; here the caller gets the error at once.
-    traced = torch.compiler.is_compiling() or is_traced(logits)
-    at_once = logits.device.type == "cpu" and not traced
+    at_once = logits.device.type == "cpu" and not is_traced(logits)
     if spec.mode == "multiclass":
         classes = reference_multiclass.read_pixels(x, t, live)
         if at_once and classes.bad is not None:

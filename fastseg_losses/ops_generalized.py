@@ -45,8 +45,7 @@ def generalized_loss(
         (), or with "none" (N, 1), with batch (1,).
     """
     numbers = (smooth_nr, smooth_dr)
-    traced = torch.compiler.is_compiling() or is_traced(sums)
-    if traced or not constants or not takes_triton(backend, sums):
+    if is_traced(sums) or not constants or not takes_triton(backend, sums):
         I, P, T = (s.sum(0) if batch else s for s in sums[:3, :, first:].unbind(0))  # noqa: E741
         loss = generalized_dice(I, P, T.detach() if constants else T, weights, *numbers)
         if reduction == "none":

@@ -108,8 +108,7 @@ def _masks(request: Request, backend: str) -> Tensor:
             f"logits: backend='triton' makes masks in 2-D, got shape {tuple(logits.shape)}; use "
             "backend='torch' or 'auto'"
         )
-    traced = torch.compiler.is_compiling() or is_traced(logits)
-    if not flat or traced or not takes_triton(backend, logits):
+    if not flat or is_traced(logits) or not takes_triton(backend, logits):
         return _torch_masks(request)
     channels = 1 if request.classes else logits.shape[1]
     masks = logits.new_empty((len(logits), channels, *size), dtype=_dtype(request))

@@ -26,10 +26,12 @@ _no_dispatch: Any = Tensor.__torch_dispatch__
 def is_traced(logits: Any) -> bool:
     """Whether a call on these logits has to go through what PyTorch knows as operators.
 
-    True for FakeTensor, DTensor and other subclasses with a `__torch_dispatch__`, under a dispatch
-    mode (`FakeTensorMode`, `make_fx`, `FlopCounterMode`), in `torch.jit.trace`, under a transform
-    of `torch.func`, and in forward-mode differentiation.
+    True in `torch.compile` and `torch.jit.trace`, for FakeTensor, DTensor and other subclasses with
+    a `__torch_dispatch__`, under a dispatch mode (`FakeTensorMode`, `make_fx`, `FlopCounterMode`),
+    under a transform of `torch.func`, and in forward-mode differentiation.
     """
+    if torch.compiler.is_compiling():  # first: the compiler need not follow what comes behind
+        return True
     if _transforms() or _modes() or _recorder() is not None or forward_ad._current_level >= 0:
         return True
     kind = type(logits)

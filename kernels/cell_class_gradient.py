@@ -107,7 +107,7 @@ def _cell_class_gradient_kernel(
     VALID_KIND: tl.constexpr,
     HAS_IGNORE: tl.constexpr,
     IDS: tl.constexpr,
-    IN_PLACE: tl.constexpr,  # what waits for the next row lies in the gradient
+    IN_PLACE: tl.constexpr,  # float32: what waits for the next row lies in the gradient
     WHOLE: tl.constexpr,
     FULL: tl.constexpr,
     RING: tl.constexpr,  # a row is one block; else each block starts with the cell before it
@@ -188,9 +188,8 @@ def _cell_class_gradient_kernel(
             piece = done % PIECES
             if (row == last[0]) & (piece == 0):
                 await_flag(flags_ptr + blocks)
-            i = tl.where(
-                row < 0, h - 1, row
-            )  # of the ring's last row only the lower shares are needed
+            # of the ring's last row, which comes first, only the lower shares are needed
+            i = tl.where(row < 0, h - 1, row)
             positions_y, positions_x, across, down = locate(
                 positions_ptr, weights_ptr, i, j, piece // PIECES_X, piece % PIECES_X, h, w, H, W,
                 MOST_Y, MOST_X, START_Y, START_X, SPLIT_Y, SPLIT_X, EACH_Y, EACH_X,

@@ -178,10 +178,9 @@ def softmax_class(
     for k in tl.static_range(len(zs)):
         z = zs[k]
         is_label = 0.0
-        if IDS:
+        if IDS and not SELECT:  # the label's p becomes 0, and its slope is added
             is_label = equal(labels[k], tl.cast(c, tl.float32), PTX)
-            if not SELECT:  # the label's p becomes 0, and its slope is added
-                z = tl.fma(is_label, -3e38, z)  # finite: others have 0 of it
+            z = tl.fma(is_label, -3e38, z)  # finite: others have 0 of it
         p = exp2(z - lses[k], PTX)
         t = 0.0
         if not IDS:
