@@ -1,7 +1,7 @@
 # The development environment lives in .venv and is set up by whichever target needs it first.
 #   make train    train the built-in model on the embedded synthetic set
 #   make test     run all tests            make lint    lint, formatting, types
-#   make test-quick   a minute's tests     make clean   remove .venv and what the tools left behind
+#   make test-quick   two minutes' tests    make clean   remove .venv and what the tools left behind
 #   make bench    run the benchmarks       make docs    the API reference, in build/api
 #   make coverage run all tests, with the lines and branches that they reach
 #   make mutants  change the specification and the monitor, and list what no test notices
@@ -55,7 +55,7 @@ test-users: $(STAMP)
 test-builds: $(STAMP)
 	TRITON_INTERPRET=0 $(PY) -m pytest tests -m compile_only
 
-# The losses on plain PyTorch, their arguments, errors and documents: without what takes the time, which is
+# A thread, as for `test`. The losses on plain PyTorch, their arguments, errors and documents: without what takes the time, which is
 # interpreted kernels, drawn examples, other libraries and training.
 QUICK := --ignore=tests/compat --ignore=tests/training --ignore-glob='tests/test_ops*' \
 	--ignore=tests/test_single.py --ignore=tests/test_variants.py --ignore=tests/test_packaging.py \
@@ -64,7 +64,7 @@ QUICK := --ignore=tests/compat --ignore=tests/training --ignore-glob='tests/test
 	--ignore=tests/test_leaks.py --ignore=tests/test_broken_triton.py
 
 test-quick: $(STAMP)
-	$(PY) -m pytest $(QUICK) -m "not compile_only and not slow and not hypothesis and not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(QUICK) -m "not compile_only and not slow and not hypothesis and not gpu"
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
