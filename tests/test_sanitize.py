@@ -67,6 +67,27 @@ def test_everything_else_is_not_clean(behaviour, cases, said, pretended, capsys)
     assert said in capsys.readouterr().out
 
 
+ONCE = """
+import pathlib
+mark = pathlib.Path(__file__).with_name("mark")
+if not mark.exists():
+    mark.touch()
+    print("========= Error: No attachable process found. compute-sanitizer timed-out.", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_was_not_found_is_started_again(pretended, capsys):
+    assert pretended(ONCE + CLEAN, CASES, "--tools", "memcheck", "--timeout", "30") == 0
+    assert "memcheck   clean" in capsys.readouterr().out
+
+
+def test_one_that_is_never_found_is_not_clean(pretended, capsys):
+    never = ONCE.replace("mark.touch()", "pass") + CLEAN
+    assert pretended(never, CASES, "--tools", "memcheck", "--timeout", "30") == 1
+    assert "took too long" in capsys.readouterr().out
+
+
 def test_without_a_sanitizer_it_says_where_to_get_one(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert sanitize.main([str(tmp_path / "logs")]) == 2
