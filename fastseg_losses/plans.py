@@ -136,6 +136,7 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         targets_kind=kind,
         valid_kind=valid_kind,
         pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
+        aligned=logits.data_ptr() % 16 == 0 and targets.data_ptr() % 16 == 0,
     )
     gpu = device_of(logits.device)
     weighted = (class_weights is not None, pos_weight is not None)

@@ -9,9 +9,7 @@ from fastseg_losses.kernels.interpolation import (
     output_pointers,
     places,
 )
-
-# of bytes 0x4B000000 and the targets' those that make a float: 2**23 + target
-PERMUTE = tl.constexpr(tuple(f"prmt.b32 $0, $1, 0x4B000000, 0x744{k};" for k in range(4)))
+from fastseg_losses.kernels.pixels import BYTE_BITS, byte_of
 
 
 @triton.jit
@@ -83,21 +81,12 @@ def ready_targets(
 
 @triton.jit
 def number_of(value, byte: tl.constexpr, GRAB: tl.constexpr, PTX: tl.constexpr):
-    """A target as float32, of several bytes one.
-
-    As the low end of a mantissa, if it is not negative: conversions are as slow as exponentials.
-    """
+    """A target as float32, of several bytes one."""
     SIGNED: tl.constexpr = value.dtype.is_int_signed()
     if value.dtype.is_floating() or (GRAB == 1 and (value.dtype.primitive_bitwidth > 8 or SIGNED)):
         return value.to(tl.float32)
-    elif PTX:
-        bits = tl.inline_asm_elementwise(
-            PERMUTE[byte], "=r,r", [value.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=1
-        )
-        return bits.to(tl.float32, bitcast=True) - 8388608.0
     else:
-        bits = (value.to(tl.int32) >> (8 * byte)) & 255
-        return (bits | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+        return byte_of(value.to(tl.int32), tl.full((), BYTE_BITS, tl.int32), byte, PTX)
 
 
 @triton.jit

@@ -112,7 +112,7 @@ def generalized_launch(
         "BLOCK_C": block_c,
     }
     scalars = (N, C, first, *numbers, scale)
-    # Without fused multiply-add. A row is added up by a warp's lanes, all of which then hold the sum.
+    # Without fused multiply-add. A row is added up by a warp's lanes, which then all hold the sum.
     # Where one lane fuses a product of its own and its partner the other, their last bits differ,
     # and all of them write to the same place in shared memory (racecheck reports it).
     options = {"num_warps": 4, "enable_fp_fusion": False}

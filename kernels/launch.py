@@ -47,6 +47,7 @@ class Layout(NamedTuple):
     targets_kind: str  # "soft" in [0, 1], 0 and 1 of a "signed" or "unsigned" type, class "ids"
     valid_kind: str  # "none", "sample", "pixel"
     pos_weight_stride: int
+    aligned: bool = False  # the addresses of logits and of targets are multiples of 16
 
 
 class Formula(NamedTuple):
@@ -180,8 +181,16 @@ class Plan:
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             0.0 if f.ignore_index is None else f.ignore_index,
         )
-        if at.valid_kind == "pixel" or f.ignore_index is not None:
+        masked = at.valid_kind == "pixel" or f.ignore_index is not None
+        if masked:
             columns += (finalize.VALID.value,)
+        # Fewer instructions: bytes of 0 and 1 are counted and checked four at a time.
+        bytewise = at.targets_kind == "unsigned" and at.targets_bytes == 1 and not masked
+        words = bytewise and at.aligned and self._shared["ALIGNED"] and tile.width % 4 == 0
+        if words:
+            place = columns.index(finalize.TARGET.value)
+            sums = (*sums[:place], *sums[place + 1 :])
+            columns = (*columns[:place], *columns[place + 1 :], finalize.TARGET.value)
         constexprs = {
             "TERMS": (*sums, *(terms.POINTWISE[name] for name in f.points)),
             "COLUMNS": columns,
@@ -192,6 +201,7 @@ class Plan:
             "ROWS": tile.rows,
             "WIDTH": tile.width,
             "STAGES": tile.stages,
+            "WORDS": words,
             **self._shared,
         }
         grid = (self.programs, 1, 1)

@@ -5,7 +5,16 @@ import triton.language as tl
 
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.last_program import complete_record, finish_program
-from fastseg_losses.kernels.pixels import pixel_base, read_pixels
+from fastseg_losses.kernels.pixels import (
+    BYTE_BITS,
+    add_bytes,
+    bfloat16_tile,
+    byte_tile,
+    load_tile,
+    load_words,
+    pixel_base,
+    read_pixels,
+)
 from fastseg_losses.kernels.terms import pixel_of
 
 RECORD = finalize.RECORD
@@ -124,7 +133,8 @@ def _sums_forward_kernel(
     ignore_index,
     # constexprs
     TERMS: tl.constexpr,
-    COLUMNS: tl.constexpr,  # of the terms' sums in a record, and of the count of live pixels
+    # of the terms' sums in a record, and of the count of live pixels, or of targets in WORDS
+    COLUMNS: tl.constexpr,
     LOGS: tl.constexpr,
     POWERS: tl.constexpr,
     REDUCTION: tl.constexpr,
@@ -136,13 +146,14 @@ def _sums_forward_kernel(
     TARGETS: tl.constexpr,  # "soft" in [0, 1], or 0 and 1 of a "signed" or "unsigned" type
     UNIT: tl.constexpr,
     ALIGNED: tl.constexpr,
+    WORDS: tl.constexpr,  # targets are read four at a time and counted apart from the terms
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
     PTX: tl.constexpr,
 ):
     HARD: tl.constexpr = TARGETS != "soft"
-    NUM_POINT: tl.constexpr = len(TERMS) - (5 if HARD else 6)
+    NUM_POINT: tl.constexpr = len(TERMS) - (4 if WORDS else 5 if HARD else 6)
     TILE: tl.constexpr = ROWS * WIDTH
     PIXEL_VALID: tl.constexpr = VALID_KIND == "pixel"
     COUNT: tl.constexpr = PIXEL_VALID or HAS_IGNORE
@@ -172,6 +183,11 @@ def _sums_forward_kernel(
         sums = sums + (zero,)
     bottom = tl.full([ROWS], float("-inf"), tl.float32)
     extremes = (bottom, zero, bottom)
+    ones = tl.zeros([ROWS], tl.int32)
+    # S is positive, which the compiler cannot know: a constant would be an immediate, and what
+    # selects the byte, which is one otherwise, take an instruction a pixel to load.
+    byte_bits = BYTE_BITS + (S >> 31)
+    bits = ones
     # Tiles are dealt out in turn, so that all programs move through their groups together and what
     # the last of them read is still in the L2 cache when the backward kernel starts there.
     full = size // TILE
@@ -187,16 +203,34 @@ def _sums_forward_kernel(
         sums, extremes = add_tile(
             sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, IDENTITY, PTX
         )
+        if WORDS:
+            ones += tl.sum(t, 1).to(tl.int32)
     for tile in tl.range(s, full, S, num_stages=STAGES):
-        x, t, live = read_pixels(
-            logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
-            logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
-            ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
-        )  # fmt: skip
+        if WORDS:
+            live = True
+            words = load_words(targets_ptr, tile * TILE, ROWS, WIDTH, 1)
+            t = byte_tile(words, byte_bits, PTX)
+            ones, bits = add_bytes(ones, bits, words)
+            if logits_ptr.dtype.element_ty == tl.bfloat16:
+                x = bfloat16_tile(load_words(logits_ptr, tile * TILE, ROWS, WIDTH, 2))
+            else:
+                x = load_tile(logits_ptr, tile * TILE, 1, live, ROWS, WIDTH, UNIT, False)
+                x = x.to(tl.float32)
+        else:
+            x, t, live = read_pixels(
+                logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
+                logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,
+                ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
+            )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, IDENTITY, PTX
-        )
+            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST,
+            "checked" if WORDS else TARGETS, IDENTITY, PTX,
+        )  # fmt: skip
 
+    if WORDS:
+        sums = sums + (ones.to(tl.float32),)
+        stray_bits = tl.where((bits & ~0x01010101) != 0, 2.0, 0.0)
+        extremes = (extremes[0], tl.maximum(extremes[1], stray_bits), extremes[2])
     record = columns_sum(sums, COLUMNS, zero)
     peaks = tl.max(tl.join(tl.join(extremes[0], extremes[2]), tl.join(extremes[1], bottom)), 0)
     at = tl.arange(0, 2)[:, None] + 2 * tl.arange(0, 2)[None, :]  # of extremes[0], [1], [2]

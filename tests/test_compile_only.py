@@ -48,6 +48,7 @@ def make_plan(logits, targets, *, ptx, points=("bce", "focal_squared"), **option
         else "unsigned",
         valid_kind=options.pop("valid_kind", "none"),
         pos_weight_stride=0,
+        aligned=options.pop("aligned", True),
     )
     formula = launch.Formula(
         points=points,
