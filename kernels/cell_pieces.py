@@ -9,7 +9,7 @@ from fastseg_losses.kernels.interpolation import (
     output_pointers,
     places,
 )
-from fastseg_losses.kernels.pixels import BYTE_BITS, byte_of
+from fastseg_losses.kernels.words import BYTE_BITS, byte_of
 
 
 @triton.jit

@@ -213,6 +213,7 @@ def _cell_sums_kernel(
                 params,
                 TERMS,
                 MASKED,
+                True,
                 False,
                 "checked" if GRAB > 1 else TARGETS,
                 False,

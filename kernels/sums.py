@@ -5,17 +5,17 @@ import triton.language as tl
 
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.last_program import complete_record, finish_program
-from fastseg_losses.kernels.pixels import (
+from fastseg_losses.kernels.pixels import load_tile, pixel_base, read_pixels
+from fastseg_losses.kernels.terms import pixel_of
+from fastseg_losses.kernels.words import (
     BYTE_BITS,
     add_bytes,
+    add_pairs,
     bfloat16_tile,
     byte_tile,
-    load_tile,
+    halves_of,
     load_words,
-    pixel_base,
-    read_pixels,
 )
-from fastseg_losses.kernels.terms import pixel_of
 
 RECORD = finalize.RECORD
 TARGET = finalize.TARGET
@@ -35,13 +35,15 @@ def add_tile(
     params,
     TERMS: tl.constexpr,
     COUNT: tl.constexpr,
+    LARGEST: tl.constexpr,
     LOWEST: tl.constexpr,
     TARGETS: tl.constexpr,
     IDENTITY: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """Add one tile to the sums; widen the extremes: largest logit, stray target, LOWEST: -smallest.
+    """Add one tile to the sums; widen the extremes: largest logit, stray target, -smallest logit.
 
+    The first and the last where LARGEST and LOWEST say so, the target unless TARGETS is "checked".
     Each accumulator is [ROWS], one register a thread for all of WIDTH neighbours.
     """
     pixel = pixel_of(x, t, TARGETS != "soft", IDENTITY, PTX)
@@ -55,9 +57,11 @@ def add_tile(
     if TARGETS != "checked":
         # a target that does not count was set to 0
         stray = tl.maximum(stray, tl.max(t if TARGETS == "unsigned" else tl.abs(t - 0.5), 1))
+    if LARGEST:
+        largest = tl.maximum(largest, tl.max(x, 1))
     if LOWEST:
         lowest = tl.maximum(lowest, tl.max(-x, 1))
-    return new, (tl.maximum(largest, tl.max(x, 1)), stray, lowest)
+    return new, (largest, stray, lowest)
 
 
 @triton.jit
@@ -159,6 +163,7 @@ def _sums_forward_kernel(
     COUNT: tl.constexpr = PIXEL_VALID or HAS_IGNORE
     # -inf leaves no trace in the region sums, but it makes every pointwise sum inf or NaN
     LOWEST: tl.constexpr = NUM_POINT == 0
+    PAIRS: tl.constexpr = WORDS and logits_ptr.dtype.element_ty == tl.bfloat16
     pid = tl.program_id(0)
     s = pid % S
     n = pid // S // C
@@ -183,11 +188,12 @@ def _sums_forward_kernel(
         sums = sums + (zero,)
     bottom = tl.full([ROWS], float("-inf"), tl.float32)
     extremes = (bottom, zero, bottom)
-    ones = tl.zeros([ROWS], tl.int32)
+    ones = tl.zeros([ROWS], tl.int32)  # targets of 1 in the words
     # S is positive, which the compiler cannot know: a constant would be an immediate, and what
     # selects the byte, which is one otherwise, take an instruction a pixel to load.
     byte_bits = BYTE_BITS + (S >> 31)
-    bits = ones
+    bits = tl.zeros([ROWS], tl.int32)  # of all words
+    top = tl.full([ROWS], -8323200, tl.int32)  # two largest logits: 0xFF80 is -inf
     # Tiles are dealt out in turn, so that all programs move through their groups together and what
     # the last of them read is still in the L2 cache when the backward kernel starts there.
     full = size // TILE
@@ -201,7 +207,7 @@ def _sums_forward_kernel(
             ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
         )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, IDENTITY, PTX
+            sums, extremes, x, t, live, params, TERMS, COUNT, True, LOWEST, TARGETS, IDENTITY, PTX
         )
         if WORDS:
             ones += tl.sum(t, 1).to(tl.int32)
@@ -211,8 +217,10 @@ def _sums_forward_kernel(
             words = load_words(targets_ptr, tile * TILE, ROWS, WIDTH, 1)
             t = byte_tile(words, byte_bits, PTX)
             ones, bits = add_bytes(ones, bits, words)
-            if logits_ptr.dtype.element_ty == tl.bfloat16:
-                x = bfloat16_tile(load_words(logits_ptr, tile * TILE, ROWS, WIDTH, 2))
+            if PAIRS:
+                pairs = load_words(logits_ptr, tile * TILE, ROWS, WIDTH, 2)
+                x = bfloat16_tile(pairs)
+                top = add_pairs(top, pairs, PTX)
             else:
                 x = load_tile(logits_ptr, tile * TILE, 1, live, ROWS, WIDTH, UNIT, False)
                 x = x.to(tl.float32)
@@ -223,14 +231,16 @@ def _sums_forward_kernel(
                 ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
             )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST,
+            sums, extremes, x, t, live, params, TERMS, COUNT, not PAIRS, LOWEST,
             "checked" if WORDS else TARGETS, IDENTITY, PTX,
         )  # fmt: skip
 
     if WORDS:
         sums = sums + (ones.to(tl.float32),)
-        stray_bits = tl.where((bits & ~0x01010101) != 0, 2.0, 0.0)
-        extremes = (extremes[0], tl.maximum(extremes[1], stray_bits), extremes[2])
+        stray = tl.where((bits & ~0x01010101) != 0, 2.0, 0.0)
+        low, high = halves_of(top)
+        largest = tl.maximum(extremes[0], tl.maximum(low, high))
+        extremes = (largest, tl.maximum(extremes[1], stray), extremes[2])
     record = columns_sum(sums, COLUMNS, zero)
     peaks = tl.max(tl.join(tl.join(extremes[0], extremes[2]), tl.join(extremes[1], bottom)), 0)
     at = tl.arange(0, 2)[:, None] + 2 * tl.arange(0, 2)[None, :]  # of extremes[0], [1], [2]
