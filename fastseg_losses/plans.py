@@ -136,7 +136,7 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         targets_kind=kind,
         valid_kind=valid_kind,
         pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
-        aligned=logits.data_ptr() % 16 == 0 and targets.data_ptr() % 16 == 0,
+        packed=_packed(logits, targets, kind),
     )
     gpu = device_of(logits.device)
     weighted = (class_weights is not None, pos_weight is not None)
@@ -148,6 +148,13 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     plan = launch.Plan(layout, formula, gpu)
     plan.single = single_plan.plan_single(layout, formula, gpu)
     return plan
+
+
+def _packed(logits: Tensor, targets: Tensor, kind: str) -> bool:
+    """Whether several pixels can be read in one integer, where rows allow it: see Layout."""
+    masks = kind == "unsigned" and targets.element_size() == 1
+    aligned = logits.data_ptr() % 16 == 0 and targets.data_ptr() % 16 == 0
+    return masks and aligned and logits.dtype == torch.bfloat16
 
 
 def output_shapes(spec: LossSpec, logits: Tensor, targets: Tensor) -> tuple[tuple[int, ...], int]:

@@ -6,6 +6,7 @@ import triton.language as tl
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.pixels import pixel_base, read_pixels, store_tile, tile_offsets
 from fastseg_losses.kernels.terms import pixel_of
+from fastseg_losses.kernels.words import BYTE_BITS, fetch_words, ready_words
 
 NORMS = finalize.NORMS
 
@@ -109,6 +110,7 @@ def _gradient_kernel(
     TARGETS: tl.constexpr,
     UNIT: tl.constexpr,
     ALIGNED: tl.constexpr,
+    WORDS: tl.constexpr,  # several pixels are read in an integer: see words.py
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     PTX: tl.constexpr,
@@ -149,11 +151,30 @@ def _gradient_kernel(
         g = c
     dloss_ptr += n.to(tl.int64) * dloss_stride_n + c.to(tl.int64) * dloss_stride_c
 
-    for tile in range(first, tl.minimum(first + each, tl.cdiv(P, TILE))):
+    end = tl.minimum(first + each, tl.cdiv(P, TILE))
+    if WORDS:
+        byte_bits = BYTE_BITS + (each >> 31)  # each is positive, but who knows
+        whole = tl.minimum(end, P // TILE)
+        if annotated & (first < whole):
+            # asked for one tile ahead, so that none waits
+            ahead = fetch_words(logits_ptr, targets_ptr, first, True, ROWS, WIDTH, False)
+            coefs = load_coefs(dloss_ptr, table_ptr, g, G, dloss_stride_k, len(TERMS), SUMS)
+            for tile in range(first, whole):
+                fetched = ahead
+                soon = tl.minimum(tile + 1, whole - 1)
+                ahead = fetch_words(logits_ptr, targets_ptr, soon, True, ROWS, WIDTH, False)
+                x, t = ready_words(fetched, byte_bits, PTX)
+                dx = slope_of_terms(x, t, coefs, params, TERMS, True, IDENTITY, PTX)
+                store_tile(dlogits_ptr, tile * TILE, 1, dx, True, ROWS, WIDTH, True, False)
+            first = whole
+    for tile in range(first, end):
         start = tile * TILE
         inside = start + tile_offsets(ROWS, WIDTH) < P
         if annotated:
-            if start + TILE <= P:
+            full = start + TILE <= P
+            if WORDS:
+                full = False
+            if full:
                 x, t, live = read_pixels(
                     logits_ptr, targets_ptr, valid_ptr, start, P,
                     logits_stride_p, targets_stride_p, valid_stride_p, ignore_index,

@@ -47,7 +47,7 @@ class Layout(NamedTuple):
     targets_kind: str  # "soft" in [0, 1], 0 and 1 of a "signed" or "unsigned" type, class "ids"
     valid_kind: str  # "none", "sample", "pixel"
     pos_weight_stride: int
-    aligned: bool = False  # the addresses of logits and of targets are multiples of 16
+    packed: bool = False  # bfloat16 logits and masks of a byte, at addresses that 16 divides
 
 
 class Formula(NamedTuple):
@@ -121,9 +121,11 @@ class Plan:
             unit = unit and layout.valid[1] == 1
             rows.append(layout.valid[0])
         aligned = all(stride % 16 == 0 for stride in rows)
+        self._masked = layout.valid_kind == "pixel" or formula.ignore_index is not None
+        words = layout.packed and unit and aligned and not self._masked
         kinds = (layout.logits_bytes, layout.targets_bytes, unit)
         self._forward_tile = forward or forward_tile(*kinds)
-        self._gradient_tile = gradient or gradient_tile(*kinds)
+        self._gradient_tile = gradient or gradient_tile(*kinds, words)
         tile, multiprocessors = self._forward_tile, device.multiprocessors
         self.splits = programs_per_group(pairs, layout.P, tile, multiprocessors)
         self.programs = pairs * self.splits
@@ -143,6 +145,7 @@ class Plan:
             "TARGETS": layout.targets_kind,
             "UNIT": unit,
             "ALIGNED": unit and aligned,
+            "WORDS": words,
             "PTX": device.ptx,
         }
         self.num_counters = 1 + self.groups + (pairs if formula.batch else 0)
@@ -181,13 +184,9 @@ class Plan:
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             0.0 if f.ignore_index is None else f.ignore_index,
         )
-        masked = at.valid_kind == "pixel" or f.ignore_index is not None
-        if masked:
+        if self._masked:
             columns += (finalize.VALID.value,)
-        # Fewer instructions: bytes of 0 and 1 are counted and checked four at a time.
-        bytewise = at.targets_kind == "unsigned" and at.targets_bytes == 1 and not masked
-        words = bytewise and at.aligned and self._shared["ALIGNED"] and tile.width % 4 == 0
-        if words:
+        if self._shared["WORDS"]:  # bytes of 0 and 1 are counted apart from the terms
             place = columns.index(finalize.TARGET.value)
             sums = (*sums[:place], *sums[place + 1 :])
             columns = (*columns[:place], *columns[place + 1 :], finalize.TARGET.value)
@@ -201,7 +200,6 @@ class Plan:
             "ROWS": tile.rows,
             "WIDTH": tile.width,
             "STAGES": tile.stages,
-            "WORDS": words,
             **self._shared,
         }
         grid = (self.programs, 1, 1)

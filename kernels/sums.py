@@ -5,16 +5,14 @@ import triton.language as tl
 
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.last_program import complete_record, finish_program
-from fastseg_losses.kernels.pixels import load_tile, pixel_base, read_pixels
+from fastseg_losses.kernels.pixels import pixel_base, read_pixels
 from fastseg_losses.kernels.terms import pixel_of
 from fastseg_losses.kernels.words import (
     BYTE_BITS,
-    add_bytes,
-    add_pairs,
-    bfloat16_tile,
-    byte_tile,
+    add_words,
+    fetch_words,
     halves_of,
-    load_words,
+    ready_words,
 )
 
 RECORD = finalize.RECORD
@@ -150,7 +148,7 @@ def _sums_forward_kernel(
     TARGETS: tl.constexpr,  # "soft" in [0, 1], or 0 and 1 of a "signed" or "unsigned" type
     UNIT: tl.constexpr,
     ALIGNED: tl.constexpr,
-    WORDS: tl.constexpr,  # targets are read four at a time and counted apart from the terms
+    WORDS: tl.constexpr,  # several pixels are read in an integer: see words.py
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
@@ -163,7 +161,6 @@ def _sums_forward_kernel(
     COUNT: tl.constexpr = PIXEL_VALID or HAS_IGNORE
     # -inf leaves no trace in the region sums, but it makes every pointwise sum inf or NaN
     LOWEST: tl.constexpr = NUM_POINT == 0
-    PAIRS: tl.constexpr = WORDS and logits_ptr.dtype.element_ty == tl.bfloat16
     pid = tl.program_id(0)
     s = pid % S
     n = pid // S // C
@@ -188,12 +185,11 @@ def _sums_forward_kernel(
         sums = sums + (zero,)
     bottom = tl.full([ROWS], float("-inf"), tl.float32)
     extremes = (bottom, zero, bottom)
-    ones = tl.zeros([ROWS], tl.int32)  # targets of 1 in the words
-    # S is positive, which the compiler cannot know: a constant would be an immediate, and what
-    # selects the byte, which is one otherwise, take an instruction a pixel to load.
-    byte_bits = BYTE_BITS + (S >> 31)
-    bits = tl.zeros([ROWS], tl.int32)  # of all words
-    top = tl.full([ROWS], -8323200, tl.int32)  # two largest logits: 0xFF80 is -inf
+    if WORDS:
+        ones = tl.zeros([ROWS], tl.int32)  # targets of 1
+        bits = tl.zeros([ROWS], tl.int32)  # of all words of targets
+        top = tl.full([ROWS], -8323200, tl.int32)  # two largest logits: 0xFF80 is -inf
+        byte_bits = BYTE_BITS + (S >> 31)  # S is positive, but who knows
     # Tiles are dealt out in turn, so that all programs move through their groups together and what
     # the last of them read is still in the L2 cache when the backward kernel starts there.
     full = size // TILE
@@ -211,19 +207,17 @@ def _sums_forward_kernel(
         )
         if WORDS:
             ones += tl.sum(t, 1).to(tl.int32)
+    if WORDS:  # asked for one tile ahead, so that none waits
+        there = s + tl.zeros([ROWS], tl.int32) < full
+        ahead = fetch_words(logits_ptr, targets_ptr, s, there, ROWS, WIDTH, True)
     for tile in tl.range(s, full, S, num_stages=STAGES):
         if WORDS:
             live = True
-            words = load_words(targets_ptr, tile * TILE, ROWS, WIDTH, 1)
-            t = byte_tile(words, byte_bits, PTX)
-            ones, bits = add_bytes(ones, bits, words)
-            if PAIRS:
-                pairs = load_words(logits_ptr, tile * TILE, ROWS, WIDTH, 2)
-                x = bfloat16_tile(pairs)
-                top = add_pairs(top, pairs, PTX)
-            else:
-                x = load_tile(logits_ptr, tile * TILE, 1, live, ROWS, WIDTH, UNIT, False)
-                x = x.to(tl.float32)
+            fetched = ahead
+            soon = tl.where(tile + S < full, tile + S, tile)
+            ahead = fetch_words(logits_ptr, targets_ptr, soon, True, ROWS, WIDTH, False)
+            x, t = ready_words(fetched, byte_bits, PTX)
+            ones, bits, top = add_words(ones, bits, top, fetched, PTX)
         else:
             x, t, live = read_pixels(
                 logits_ptr, targets_ptr, valid_ptr, tile * TILE, size,
@@ -231,7 +225,7 @@ def _sums_forward_kernel(
                 ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
             )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, COUNT, not PAIRS, LOWEST,
+            sums, extremes, x, t, live, params, TERMS, COUNT, not WORDS, LOWEST,
             "checked" if WORDS else TARGETS, IDENTITY, PTX,
         )  # fmt: skip
 

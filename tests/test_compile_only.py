@@ -48,7 +48,7 @@ def make_plan(logits, targets, *, ptx, points=("bce", "focal_squared"), **option
         else "unsigned",
         valid_kind=options.pop("valid_kind", "none"),
         pos_weight_stride=0,
-        aligned=options.pop("aligned", True),
+        packed=logits == "bfloat16" and BYTES[targets] == 1,
     )
     formula = launch.Formula(
         points=points,

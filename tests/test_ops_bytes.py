@@ -1,13 +1,14 @@
-"""Masks of a byte an element, which the binary forward kernel reads four at a time."""
+"""bfloat16 logits with masks of a byte, of which the binary kernels read several in an integer."""
 
 import pytest
 import torch
+from losses_table import ALL, ids
 from oracle import check_against_float64
 
-from fastseg_losses import CombinedSegmentationLoss, plans
+from fastseg_losses import CombinedSegmentationLoss, DiceLoss, plans
 
 BUILD = CombinedSegmentationLoss
-P = 2 * 2048 + 48  # two whole tiles and an odd one
+P = 3 * 1024 + 48  # three whole tiles and an odd one
 MASKS = {"uint8": torch.uint8, "bool": torch.bool}
 
 
@@ -18,53 +19,83 @@ def drawn(device, dtype, mask, shift=(0, 0), C=1):
     return logits.view(2, C, P), targets.view(2, C, P)
 
 
-def plan_of(logits, targets, **options):
-    """The plan that the last call took."""
-    criterion = BUILD(mode="multilabel", backend="triton", **options)
+def reads_words(logits, targets, **options):
+    """Whether both launches of a call read several pixels in an integer."""
     plans.PLANS.clear()
-    criterion(logits, targets)
+    BUILD(mode="multilabel", backend="triton", **options)(logits, targets)
     (plan,) = plans.PLANS.values()
-    return plan
+    launches = (plan.forward_launch(), plan.backward_launch())
+    forward, backward = (launch.constexprs["WORDS"] for launch in launches)
+    assert forward == backward
+    return forward
+
+
+def check(logits, targets, **options):
+    check_against_float64(lambda **k: BUILD(mode="multilabel", **options, **k), logits, targets)
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_equal_to_the_formula(device, dtype, mask):
     logits, targets = drawn(device, dtype, mask, C=2)
-    check_against_float64(lambda **k: BUILD(mode="multilabel", **k), logits, targets)
-    assert plan_of(logits, targets).forward_launch().constexprs["WORDS"]
+    check(logits, targets)
+    assert reads_words(logits, targets) == (dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("pixels", [1, 16, 1008, 1024, 1040, 2048, 2064, 9216])
+def test_any_number_of_tiles(device, pixels):
+    logits = torch.randn(2, 1, pixels, device=device).mul(4).bfloat16()
+    targets = torch.rand(2, 1, pixels, device=device) < 0.3
+    check(logits, targets)
+    assert reads_words(logits, targets) == (pixels > 1)
+
+
+@pytest.mark.parametrize("row", ALL, ids=ids(ALL))
+def test_every_loss(device, row):
+    logits, targets = drawn(device, torch.bfloat16, "uint8")
+    check_against_float64(row.build, logits.view(2, 1, -1, 16), targets.view(2, 1, -1, 16))
 
 
 @pytest.mark.parametrize("shift", [(1, 0), (0, 1), (3, 5)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_no_word_is_read_at_an_odd_address(device, dtype, shift):
-    logits, targets = drawn(device, dtype, "uint8", shift)
-    check_against_float64(lambda **k: BUILD(mode="multilabel", **k), logits, targets)
-    assert not plan_of(logits, targets).forward_launch().constexprs["WORDS"]
+def test_no_word_is_read_at_an_odd_address(device, shift):
+    logits, targets = drawn(device, torch.bfloat16, "uint8", shift)
+    check(logits, targets)
+    assert not reads_words(logits, targets)
 
 
 def test_rows_that_do_not_start_at_whole_words(device):
     logits, targets = drawn(device, torch.bfloat16, "uint8")
-    logits, targets = logits[:, :, :4097].contiguous(), targets[:, :, :4097].contiguous()
-    check_against_float64(lambda **k: BUILD(mode="multilabel", **k), logits, targets)
-    assert not plan_of(logits, targets).forward_launch().constexprs["WORDS"]
+    logits, targets = logits[:, :, :2049].contiguous(), targets[:, :, :2049].contiguous()
+    check(logits, targets)
+    assert not reads_words(logits, targets)
 
 
 def test_ignored_pixels_are_read_one_by_one(device):
     logits, targets = drawn(device, torch.bfloat16, "uint8")
     targets[torch.rand_like(targets, dtype=torch.float32) < 0.2] = 255
-    check_against_float64(
-        lambda **k: BUILD(mode="multilabel", ignore_index=255, **k), logits, targets
-    )
-    assert not plan_of(logits, targets, ignore_index=255).forward_launch().constexprs["WORDS"]
+    check(logits, targets, ignore_index=255)
+    assert not reads_words(logits, targets, ignore_index=255)
+
+
+def test_samples_that_are_not_annotated(device):
+    logits, targets = drawn(device, torch.bfloat16, "uint8")
+    logits[0] = float("nan")
+    targets[0] = 77
+    valid = torch.tensor([False, True], device=device)
+    criterion = BUILD(mode="multilabel", backend="triton")
+    leaf = logits.clone().requires_grad_()
+    loss, stats = criterion(leaf, targets, valid, return_stats=True)
+    loss.backward()
+    expected = BUILD(mode="multilabel", backend="torch")(logits[1:].float(), targets[1:])
+    torch.testing.assert_close(loss.detach(), expected, rtol=2e-6, atol=0.0)
+    assert stats.bad_targets == 0 and stats.nonfinite == 0
+    assert (leaf.grad[0] == 0).all() and torch.isfinite(leaf.grad[1]).all()
 
 
 @pytest.mark.parametrize("build", ["dice", "combined"])
 @pytest.mark.parametrize("value", [2, 3, 128, 255])
-@pytest.mark.parametrize("place", [0, 1, 2, 3, 2050, P - 1])
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 1030, P - 1])
 def test_one_byte_that_is_no_target_is_counted(device, place, value, build):
-    from fastseg_losses import DiceLoss
-
     logits, targets = drawn(device, torch.bfloat16, "uint8")
     targets[1, 0, place] = value
     criterion = {"dice": DiceLoss, "combined": BUILD}[build](mode="multilabel", backend="triton")
