@@ -136,7 +136,7 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         targets_kind=kind,
         valid_kind=valid_kind,
         pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
-        packed=_packed(logits, targets, kind),
+        packed=_several_in_a_word(logits, targets, kind),
     )
     gpu = device_of(logits.device)
     weighted = (class_weights is not None, pos_weight is not None)
@@ -150,7 +150,7 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     return plan
 
 
-def _packed(logits: Tensor, targets: Tensor, kind: str) -> bool:
+def _several_in_a_word(logits: Tensor, targets: Tensor, kind: str) -> bool:
     """Whether several pixels can be read in one integer, where rows allow it: see Layout."""
     masks = kind == "unsigned" and targets.element_size() == 1
     aligned = logits.data_ptr() % 16 == 0 and targets.data_ptr() % 16 == 0
