@@ -55,8 +55,8 @@ class TrainingOptions:
         "training",
         None,
         "the built-in net's logits have 1/N of the image's height and width, which the loss "
-        "upsamples itself: 1, 2, 4 or 8; larger is faster and loses small objects (default: 2 from "
-        "--image-size 128 on, below that and for odd sizes 1)",
+        "upsamples itself: 1, 2, 4 or 8; larger is faster and loses small objects (default: 4 from "
+        "--image-size 256 on, 2 from 128 on, below that and for sizes that it does not divide 1)",
         parse=int,
     )
     epochs: int = option("training", 50, "passes over the training rows", parse=int)

@@ -87,7 +87,7 @@ def test_an_unknown_setting_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("size", "stride"),
-    [(256, 2), (254, 2), (255, 1), (128, 2), (127, 1), (126, 1), (32, 1)],
+    [(512, 4), (256, 4), (258, 2), (254, 2), (255, 1), (128, 2), (127, 1), (126, 1), (32, 1)],
 )
 def test_the_heads_stride_goes_by_the_image_size_where_none_is_given(
     size: int, stride: int

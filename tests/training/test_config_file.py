@@ -80,9 +80,9 @@ def test_the_built_in_nets_stride_goes_with_it(tmp_path: Path) -> None:
     parse_args(["--data", "d", "--image-size", "256"]).save(tmp_path / "config.json")
     (tmp_path / "last.pt").touch()
     here = str(tmp_path)
-    assert parse_args(["--resume", here]).head_stride == 2
+    assert parse_args(["--resume", here]).head_stride == 4
     with pytest.raises(SystemExit):
-        parse_args(["--resume", here, "--head-stride", "4"])
+        parse_args(["--resume", here, "--head-stride", "2"])
     own = parse_args(["--config", str(tmp_path / "config.json"), "--model", "a:b"])
     assert own.head_stride is None
 
@@ -94,4 +94,4 @@ def test_a_run_from_before_there_was_a_stride_goes_on_at_full_size(tmp_path: Pat
     del settings["head_stride"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert parse_args(["--resume", str(tmp_path)]).head_stride == 1
-    assert parse_args(["--config", str(tmp_path / "config.json")]).head_stride == 2
+    assert parse_args(["--config", str(tmp_path / "config.json")]).head_stride == 4
