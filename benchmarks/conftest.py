@@ -13,6 +13,7 @@ from typing import Any
 
 import compat_pairs
 import pytest
+import rivals
 import torch
 from fresh import Worker
 from measure import Case, draw, measure, mode_of, step_of, sync
@@ -33,6 +34,16 @@ MULTICLASS = [
 SMALL_MULTICLASS = [
     Case((2, 5, 64, 64), "float32", "int64", True, ids=True),
     Case((1, 19, 16, 16, 16), "float32", "uint8", False, ids=True),
+]
+# Logits smaller than the targets.
+UPSAMPLED = [
+    Case((32, 1, 256, 256), "float32", "uint8", True, size=(1024, 1024)),
+    Case((16, 150, 128, 128), "float32", "int64", True, ids=True, size=(512, 512)),
+    Case((8, 19, 128, 256), "bfloat16", "uint8", True, ids=True, size=(512, 1024)),
+]
+SMALL_UPSAMPLED = [
+    Case((2, 1, 16, 16), "float32", "uint8", True, size=(64, 64)),
+    Case((1, 5, 8, 16), "float32", "int64", True, ids=True, size=(32, 64)),
 ]
 COMPILE_SECONDS = 120  # for a dozen rivals at once
 SINGLES = ["bce", "dice", "iou", "tversky", "focal"]
@@ -61,6 +72,7 @@ def compiled_cases() -> list[tuple[str, str, Case]]:
         chosen.append((rival, "combined", Case(SHAPES[0], "float32", "float32", True)))
     for rival, cases in (("eager", MULTICLASS), ("smp", MULTICLASS[:3]), ("monai", MULTICLASS[:3])):
         chosen += [(rival, "ce+dice", case) for case in cases]
+    chosen += [("eager", upsampled_name(case), case) for case in UPSAMPLED]
     large = Case(LARGE, "float32", "float32", True)
     return chosen + [("eager", name, large) for name in SINGLES]
 
@@ -69,12 +81,23 @@ def dynamic_cases() -> list[tuple[str, str, Case]]:
     """(rival, loss, case) that are compiled for all shapes."""
     if DEVICE != "cuda":
         return []
-    return [("eager", "combined", Case(LARGE, *p, True)) for p in COMPILED_PAIRS]
+    chosen = [("eager", "combined", Case(LARGE, *p, True)) for p in COMPILED_PAIRS]
+    return chosen + [("eager", upsampled_name(case), case) for case in UPSAMPLED]
 
 
 def multiclass_cases() -> list[Case]:
     """The multiclass problems."""
     return MULTICLASS if DEVICE == "cuda" else SMALL_MULTICLASS
+
+
+def upsampled_cases() -> list[Case]:
+    """The problems whose logits are smaller than the targets."""
+    return UPSAMPLED if DEVICE == "cuda" else SMALL_UPSAMPLED
+
+
+def upsampled_name(case: Case) -> str:
+    """The loss that such a problem is for."""
+    return ("ce+dice" if case.ids else "combined") + rivals.UPSAMPLED
 
 
 def compat_cases() -> list[tuple[str, str, Case]]:
@@ -175,7 +198,7 @@ def record(benchmark: Any) -> Any:
 def keep(benchmark: Any, implementation: str, name: str, case: Case, figures: dict) -> None:
     """Write a row's figures where the JSON carries them."""
     row = {"implementation": implementation, "loss": name, **case._asdict()}
-    row["shape"] = "x".join(map(str, case.shape))
+    row["shape"] = case.work
     benchmark.extra_info.update({**row, **figures})
     if "FASTSEG_BENCH_ROWS" in os.environ:  # run.py's: a run that is cut off keeps what it has
         with Path(os.environ["FASTSEG_BENCH_ROWS"]).open("a") as file:

@@ -82,7 +82,7 @@ class Worker:
 def main() -> None:
     """The worker."""
     which, name, fields = json.loads(sys.argv[1])
-    case = Case(tuple(fields[0]), *fields[1:])
+    case = Case(*(tuple(field) if isinstance(field, list) else field for field in fields))
     try:
         loss = compiled(rival(which, name, mode_of(case)), dynamic=False)
         step = step_of(loss, case, [draw(case, "cuda")])

@@ -18,28 +18,42 @@ L2_BYTES = 64 << 20  # more than any L2 cache today's GPUs have for one kernel's
 
 
 class Case(NamedTuple):
-    """One problem: shape of the logits, dtypes, whether the gradient is wanted; ids: multiclass."""
+    """One problem: shape of the logits, dtypes, whether the gradient is wanted.
+
+    ids: multiclass; size: of the targets, where it is not the logits'.
+    """
 
     shape: tuple[int, ...]
     logits: str
     targets: str
     backward: bool
     ids: bool = False
+    size: tuple[int, ...] = ()
+
+    @property
+    def work(self) -> str:
+        """Sizes, for tables."""
+        shape, size = ("x".join(map(str, sizes)) for sizes in (self.shape, self.size))
+        return f"{shape} to {size}" if size else shape
 
     @property
     def label(self) -> str:
-        """For test ids and tables."""
+        """For test ids."""
         way = "forward+backward" if self.backward else "forward"
-        return f"{'x'.join(map(str, self.shape))}-{self.logits}-{self.targets}-{way}"
+        return f"{self.work.replace(' ', '-')}-{self.logits}-{self.targets}-{way}"
+
+    @property
+    def targets_shape(self) -> tuple[int, ...]:
+        """Shape of masks, or of class ids."""
+        space = self.size or self.shape[2:]
+        return (self.shape[0], *space) if self.ids else (*self.shape[:2], *space)
 
     @property
     def read_bytes(self) -> int:
         """Bytes of the inputs."""
-        size = math.prod(self.shape)
-        targets = size // self.shape[1] if self.ids else size
         return (
-            size * getattr(torch, self.logits).itemsize
-            + targets * getattr(torch, self.targets).itemsize
+            math.prod(self.shape) * getattr(torch, self.logits).itemsize
+            + math.prod(self.targets_shape) * getattr(torch, self.targets).itemsize
         )
 
     @property
@@ -61,11 +75,11 @@ def mode_of(case: Case) -> str:
 def draw(case: Case, device: str) -> tuple[Tensor, Tensor]:
     """Random logits and masks, a third of the pixels foreground; or class ids."""
     logits = torch.empty(case.shape, device=device, dtype=getattr(torch, case.logits)).normal_(0, 3)
+    shape, dtype = case.targets_shape, getattr(torch, case.targets)
     if case.ids:
-        shape = (case.shape[0], *case.shape[2:])
-        ids = torch.randint(case.shape[1], shape, device=device, dtype=getattr(torch, case.targets))
+        ids = torch.randint(case.shape[1], shape, device=device, dtype=dtype)
         return logits.requires_grad_(case.backward), ids
-    masks = (torch.rand(case.shape, device=device) < 0.3).to(getattr(torch, case.targets))
+    masks = (torch.rand(shape, device=device) < 0.3).to(dtype)
     return logits.requires_grad_(case.backward), masks
 
 

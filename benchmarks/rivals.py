@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import compat_pairs
 import torch
@@ -18,6 +19,7 @@ from fastseg_losses import get_loss_function
 Loss = Callable[[Tensor, Tensor], Tensor]
 MULTILABEL_DIMS = 2  # everything behind (N, C) is space
 WEIGHTS = {"bce": 0.4, "dice": 0.4, "focal": 0.2}
+UPSAMPLED = " upsampled"  # behind a loss's name: of logits that are smaller than the targets
 
 
 # ---- by hand: the formulas as one would write them for the compiler, without helper tensors
@@ -81,6 +83,14 @@ HAND = {
 
 def hand(name: str) -> Loss:
     """The formula in eager PyTorch, half precision computed in float32 as ours is."""
+    if name.endswith(UPSAMPLED):
+        at_full_size = hand(name.removesuffix(UPSAMPLED))
+
+        def upsampled(logits: Tensor, targets: Tensor) -> Tensor:
+            size = targets.shape[-2:]
+            return at_full_size(F.interpolate(logits.float(), size, mode="bilinear"), targets)
+
+        return upsampled
     formula = HAND[name]
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -177,11 +187,12 @@ def ours(name: str, mode: str) -> Loss:
     """This library's module, with its statistics; or its compat loss of a peer's name."""
     if compat_pairs.pair(name, mode) is not None:
         return compat_pairs.ours(name, mode)
+    options: dict[str, Any] = {"upsample": "bilinear"} if name.endswith(UPSAMPLED) else {}
+    name = name.removesuffix(UPSAMPLED)
     if name == "ce+dice":
-        weights = {"bce_weight": 0.5, "dice_weight": 0.5, "focal_weight": 0.0}
-        criterion = get_loss_function("combined", mode=mode, **weights)
-    else:
-        criterion = get_loss_function(name, mode=mode)
+        options |= {"bce_weight": 0.5, "dice_weight": 0.5, "focal_weight": 0.0}
+        name = "combined"
+    criterion = get_loss_function(name, mode=mode, **options)
     return lambda x, t: criterion(x, t, return_stats=True)[0]
 
 

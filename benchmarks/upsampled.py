@@ -18,22 +18,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from conftest import machine
-from measure import kernels_us, wall_us
-from rivals import HAND
+from conftest import UPSAMPLED, machine, upsampled_name
+from measure import draw, kernels_us, mode_of, wall_us
+from rivals import Loss, compiled, hand, ours
 from torch import Tensor
 
-from fastseg_losses import CombinedSegmentationLoss
 from fastseg_losses.functional import predict_mask
 from fastseg_losses.integrations import use_fused_loss
 
 RESULTS = Path(__file__).parent / "results"
-# logits (N, C, h, w), their dtype, the targets' size and dtype
-ROWS: dict[str, tuple[tuple[int, ...], str, tuple[int, int], str]] = {
-    "binary": ((32, 1, 256, 256), "float32", (1024, 1024), "uint8"),
-    "150 classes": ((16, 150, 128, 128), "float32", (512, 512), "int64"),
-    "19 classes": ((8, 19, 128, 256), "bfloat16", (512, 1024), "uint8"),
-}
+ROWS = dict(zip(("binary", "150 classes", "19 classes"), UPSAMPLED, strict=True))
 LOSSES = ("ours", "eager", "compiled", "compiled dynamic")
 MASKS = ("ours", "eager")
 NETS = ("fused loss", "the model's own")
@@ -65,40 +59,21 @@ def main() -> None:
     RESULTS.joinpath(f"{sys.argv[1]}.md").write_text(table(content))
 
 
-def draw(row: str) -> tuple[Tensor, Tensor]:
-    """Logits that require grad, and targets."""
-    shape, dtype, size, labels = ROWS[row]
-    torch.manual_seed(0)
-    logits = torch.randn(shape, device="cuda").to(getattr(torch, dtype))
-    form = (shape[0], *size) if shape[1] > 1 else (shape[0], 1, *size)
-    targets = torch.randint(0, max(2, shape[1]), form, device="cuda")
-    return logits.requires_grad_(), targets.to(getattr(torch, labels))
-
-
-def loss_of(row: str, implementation: str) -> Callable[[Tensor, Tensor], Tensor]:
+def loss_of(row: str, implementation: str) -> Loss:
     """BCE + Dice + focal, or cross-entropy + Dice, of low-resolution logits."""
-    shape, _, size, _ = ROWS[row]
-    multiclass = shape[1] > 1
+    case = ROWS[row]
+    name = upsampled_name(case)
     if implementation == "ours":
-        weights = {"bce_weight": 0.5, "dice_weight": 0.5, "focal_weight": 0.0} if multiclass else {}
-        criterion = CombinedSegmentationLoss(
-            mode="multiclass" if multiclass else "binary", upsample="bilinear", **weights
-        )
-        return lambda x, t: criterion(x, t, return_stats=True)[0]
-    formula = HAND["ce+dice" if multiclass else "combined"]
-
-    def by_hand(x: Tensor, t: Tensor) -> Tensor:
-        full = F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False)
-        return formula(full, t if multiclass else t.float())
-
+        return ours(name, mode_of(case))
+    loss = hand(name)
     if implementation == "eager":
-        return by_hand
-    return torch.compile(by_hand, dynamic=implementation == "compiled dynamic")
+        return loss
+    return compiled(loss, dynamic=implementation == "compiled dynamic")
 
 
 def loss_figures(row: str, implementation: str) -> dict[str, Any]:
     """Forward and backward."""
-    logits, targets = draw(row)
+    logits, targets = draw(ROWS[row], "cuda")
     loss = loss_of(row, implementation)
 
     def step() -> None:
@@ -114,7 +89,7 @@ def loss_figures(row: str, implementation: str) -> dict[str, Any]:
 
 def mask_figures(row: str, implementation: str) -> dict[str, Any]:
     """The class map at full resolution."""
-    logits, targets = draw(row)
+    logits, targets = draw(ROWS[row], "cuda")
     logits = logits.detach()
     size = tuple(targets.shape[-2:])
 
