@@ -213,7 +213,6 @@ def _cell_sums_kernel(
                 params,
                 TERMS,
                 MASKED,
-                True,
                 False,
                 "checked" if GRAB > 1 else TARGETS,
                 False,

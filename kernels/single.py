@@ -194,9 +194,8 @@ def _single_kernel(
                     offsets + k * TILE, P, LAYOUT, CHECK,
                 )  # fmt: skip
                 sums, extremes = add_tile(
-                    sums, extremes, x, t, True, params, TERMS, False, True, LOWEST, TARGETS,
-                    False, True,
-                )  # fmt: skip
+                    sums, extremes, x, t, True, params, TERMS, False, LOWEST, TARGETS, False, True
+                )
             # what shows a NaN or an inf, among the logits or the targets, or a stray target
             witness = sums[MASS] + sums[TARGET]
             odd = (extremes[0] == float("inf")) | ((witness - witness) != 0.0)

@@ -33,11 +33,11 @@ def add_tile(
     params,
     TERMS: tl.constexpr,
     COUNT: tl.constexpr,
-    LARGEST: tl.constexpr,
     LOWEST: tl.constexpr,
     TARGETS: tl.constexpr,
     IDENTITY: tl.constexpr,
     PTX: tl.constexpr,
+    LARGEST: tl.constexpr = True,
 ):
     """Add one tile to the sums; widen the extremes: largest logit, stray target, -smallest logit.
 
@@ -203,7 +203,7 @@ def _sums_forward_kernel(
             ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, True,
         )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, COUNT, True, LOWEST, TARGETS, IDENTITY, PTX
+            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, IDENTITY, PTX
         )
         if WORDS:
             ones += tl.sum(t, 1).to(tl.int32)
@@ -225,8 +225,8 @@ def _sums_forward_kernel(
                 ROWS, WIDTH, UNIT, PIXEL_VALID, HAS_IGNORE, False,
             )  # fmt: skip
         sums, extremes = add_tile(
-            sums, extremes, x, t, live, params, TERMS, COUNT, not WORDS, LOWEST,
-            "checked" if WORDS else TARGETS, IDENTITY, PTX,
+            sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST,
+            "checked" if WORDS else TARGETS, IDENTITY, PTX, not WORDS,
         )  # fmt: skip
 
     if WORDS:
