@@ -21,6 +21,7 @@ from fastseg_losses import (
     get_loss_function,
     reference,
 )
+from fastseg_losses.spec import PointTerm
 
 REDUCTIONS = ("mean", "sum", "none")
 by_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -34,6 +35,38 @@ def draw(shape, dtype=torch.float64):
 def allowed(row, reduction, batch) -> bool:
     """Combined, "none" over the batch is a ValueError: tests/test_losses.py."""
     return not (row.name == "combined" and reduction == "none" and batch)
+
+
+# ---- terms together
+
+
+@pytest.mark.parametrize("kind", ["product", "likelihood", "margin"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_terms_that_share_a_cross_entropy_are_what_each_is_alone(kind, smoothing, weighted):
+    """A term with a smoothed target, or a weight, has another cross-entropy than the one shared."""
+    x = torch.randn(2, 3, 50, dtype=torch.float64) * 3
+    t = torch.rand_like(x)  # soft: the kinds of focal loss differ
+    pos_weight = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64) if weighted else None
+    terms = (
+        PointTerm("bce", label_smoothing=smoothing),
+        PointTerm("focal", alpha=0.3, gamma=1.5, miss=kind),
+    )
+    together = reference.point_values(terms, x, t, pos_weight)
+    w = 1.0 if pos_weight is None else pos_weight[:, None]
+    smooth = t * (1 - smoothing) + smoothing / 2
+    p = torch.sigmoid(x)
+    bce = -(w * smooth * torch.log(p) + (1 - smooth) * torch.log(1 - p))
+    plain = -(t * torch.log(p) + (1 - t) * torch.log(1 - p))
+    miss = {
+        "product": p + t - 2 * p * t,
+        "likelihood": 1 - torch.exp(-plain),
+        "margin": torch.sigmoid(x * (1 - 2 * t)),
+    }[kind]
+    focal = (0.3 * t + 0.7 * (1 - t)) * miss**1.5 * plain
+    for value, term, expected in zip(together, terms, (bce, focal), strict=True):
+        assert_close(value, expected, rtol=1e-9, atol=1e-12)
+        assert_close(reference.point_value(term, x, t, pos_weight), value, rtol=1e-12, atol=0.0)
 
 
 # ---- gradients

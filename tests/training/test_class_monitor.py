@@ -7,6 +7,7 @@ import pytest
 from fastseg_losses.stats import FIELDS, SegmentationSnapshot
 from fastseg_losses.training.class_monitor import ClassMonitor
 from fastseg_losses.training.findings import Cause, Finding
+from fastseg_losses.training.judgement import ENOUGH_PIXELS
 from fastseg_losses.training.tally import Tally
 
 PIXELS = 10_000.0
@@ -78,6 +79,7 @@ def test_a_class_that_swallows_the_others_is_reported_after_warm_up_and_patience
         "class 1 at 5%",
         "overfit",
         "class 3 1/0.9",
+        "90.0% of the pixels right",
         "250 batches",
         "lr 0.001",
     ):
@@ -186,6 +188,36 @@ def test_windows_without_a_class_neither_forgive_nor_accuse() -> None:
     assert causes(seen) == [Cause.CLASS_MISSING]
 
 
+def test_a_class_that_is_not_there_does_not_hide_the_ones_behind_it() -> None:
+    target = (0.0, 0.06, 0.04, 0.9)
+    (finding,) = feed(make(check_every=5), snapshot(target, (0.0, 0.06, 0.0, 0.94)), 200)
+    assert finding.cause is Cause.CLASS_MISSING and "class 2 at" in finding.message
+
+
+def test_as_many_pixels_as_are_enough() -> None:
+    rare = snapshot((0.5, 0.4, 1e-3, 0.099), (0.5, 0.4, 0.0, 0.1), pixels=1000.0)
+    monitor = make(check_every=1, warmup=0)  # a pixel a check
+    assert feed(monitor, rare, ENOUGH_PIXELS - 1) == []
+    assert causes(feed(monitor, rare, 1)) == [Cause.RARE_CLASS_MISSING]
+
+
+def test_after_a_collapse_a_class_has_its_whole_patience() -> None:
+    monitor = make(check_every=5)
+    assert feed(monitor, HEALTHY, 5) == []
+    assert causes(feed(monitor, SWALLOWED, 50)) == [Cause.ONE_CLASS]
+    found = feed(monitor, WITHOUT_2, 19)
+    assert causes(found) == [Cause.RECOVERED]
+    assert causes(feed(monitor, WITHOUT_2, 1)) == [Cause.CLASS_MISSING]  # as without a collapse
+
+
+def test_to_be_right_about_the_frequent_class_alone_is_no_recovery() -> None:
+    monitor = make(check_every=5)
+    assert feed(monitor, HEALTHY, 5) == []
+    assert causes(feed(monitor, SWALLOWED, 50)) == [Cause.ONE_CLASS]
+    wrong = snapshot(TARGET, (0.05, 0.05, 0.05, 0.85), (0.0, 0.0, 0.0, 0.8))
+    assert Cause.RECOVERED not in causes(feed(monitor, wrong, 100))
+
+
 def test_a_class_that_comes_and_goes_is_no_alarm() -> None:
     monitor = make(check_every=5)
     for _ in range(50):
@@ -218,6 +250,7 @@ def test_nothing_to_tell_apart_is_a_matter_of_the_data(
     assert finding.cause is Cause.NO_FOREGROUND
     assert finding.step == 250
     assert part in finding.message and "Fix the data" in finding.message
+    assert ("; 0.0% of the pixels right" in finding.message) == (batch is UNANNOTATED)
 
 
 def test_unannotated_batches_do_not_dilute_the_judgement() -> None:
