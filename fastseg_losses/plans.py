@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from fastseg_losses.inputs import (
     target_strides,
 )
 from fastseg_losses.spec import LossSpec
+from fastseg_losses.state import unread_on
+from fastseg_losses.stats import row_length
 from fastseg_losses.upsampling import full_spec, spatial_size
 
 if TYPE_CHECKING:
@@ -27,6 +29,19 @@ MAX_PLANS = 1024  # a plan is about 5 kB; a training run has a handful of shapes
 
 PLANS: dict[tuple[Any, ...], Plan | None] = {}
 UNSEEN: Any = object()
+
+
+class Blanks(NamedTuple):
+    """The shapes of a call's small float32 tensors, as tensors without memory of their own.
+
+    `torch.empty_like` of one takes half the host time of `new_empty` with size and dtype, 1.1 of
+    2.1 us on an AMD EPYC.
+    """
+
+    loss: Tensor
+    row: Tensor  # the statistics
+    scratch: Tensor
+    single: Tensor  # scratch of the single launch
 
 
 def key_of(spec: LossSpec, inputs: Inputs) -> tuple[Any, ...]:
@@ -66,10 +81,19 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
     plan = PLANS.get(key, UNSEEN)  # one look: another thread may drop all plans after it
     if plan is UNSEEN:
         plan = _make_plan(spec, inputs)
+        if plan is not None:
+            plan.blanks = _blanks(plan, spec, inputs[0])
         if len(PLANS) >= MAX_PLANS:
             PLANS.clear()
         PLANS[key] = plan
     return (plan, inputs) if plan is not None else plan_for(spec, _packed(spec, inputs))
+
+
+def _blanks(plan: Plan, spec: LossSpec, logits: Tensor) -> Blanks:
+    one = unread_on(logits.device)[:1]
+    single = 1 if plan.single is None else plan.single.scratch_size
+    sizes = (row_length(spec, logits), plan.scratch_size, single)
+    return Blanks(one[0].expand(plan.loss_shape), *(one.expand(size) for size in sizes))
 
 
 def _packed(spec: LossSpec, inputs: Inputs) -> Inputs:

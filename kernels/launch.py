@@ -153,6 +153,7 @@ class Plan:
         self.single: Any = None  # see single_plan.py
         self.tables: tuple[Any, ...] = ()  # tensors that kernels take behind a call's inputs
         self.exchange_size = 0  # float32 that the backward launch takes for itself
+        self.blanks: Any = None  # what a call's small tensors look like: plans.Blanks
         self._forward: Launcher | None = None
         self._backward: Launcher | None = None
 

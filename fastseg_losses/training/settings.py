@@ -43,9 +43,9 @@ SYNTHETIC_DEFAULTS: dict[str, Any] = {
 MAX_PIXELS = 64 * 2**20
 
 # How much smaller than the image the built-in net's logits may be, and what is taken where nothing
-# is given, from which image size on. On the nuclei at 256x256 1, 2 and 4 come out alike (Dice 0.9155,
-# 0.9160 and 0.9151, three seeds); at 128x128 4 costs 0.026, and at 96x96 (synthetic) 2 costs 0.04 of
-# mean IoU: docs/trainer.md.
+# is given, from which image size on. On the nuclei at 256x256 1, 2 and 4 come out alike (Dice
+# 0.9155, 0.9160, 0.9151; three seeds); at 128x128 4 costs 0.026, and at 96x96 (synthetic) 2 costs
+# 0.04 of mean IoU: docs/trainer.md.
 HEAD_STRIDES = (1, 2, 4, 8)
 USUAL_HEAD_STRIDES = ((256, 4), (128, 2))
 
