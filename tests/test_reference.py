@@ -21,7 +21,7 @@ from fastseg_losses import (
     get_loss_function,
     reference,
 )
-from fastseg_losses.spec import PointTerm
+from fastseg_losses.spec import PointTerm, RegionTerm
 
 REDUCTIONS = ("mean", "sum", "none")
 by_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -67,6 +67,56 @@ def test_terms_that_share_a_cross_entropy_are_what_each_is_alone(kind, smoothing
     for value, term, expected in zip(together, terms, (bce, focal), strict=True):
         assert_close(value, expected, rtol=1e-9, atol=1e-12)
         assert_close(reference.point_value(term, x, t, pos_weight), value, rtol=1e-12, atol=0.0)
+
+
+# ---- what other libraries' variants ask for (see compat): by hand, for one group
+
+SUMS = [torch.tensor([value], dtype=torch.float64) for value in (2.0, 5.0, 3.0)]  # I, P, T
+
+
+def region(**fields):
+    term = {"alpha": 0.5, "beta": 0.5, "smooth": 0.0} | fields
+    return reference.region_value(RegionTerm("dice", 1.0, **term), *SUMS).item()
+
+
+def test_a_denominator_with_a_smooth_of_its_own():
+    assert region() == pytest.approx(1 - 2 / 4)
+    assert region(smooth=1.0) == pytest.approx(1 - 3 / 5)
+    assert region(smooth=1.0, smooth_dr=2.0) == pytest.approx(1 - 3 / 6)
+    assert region(smooth=1.0, smooth_dr=0.0) == pytest.approx(1 - 3 / 4)
+
+
+def test_a_least_denominator():
+    assert region(smooth=1.0, floor=0.1) == pytest.approx(1 - 3 / 5)
+    assert region(smooth=1.0, floor=0.5) == pytest.approx(1 - 3 / 5)
+    assert region(smooth=1.0, floor=8.0) == pytest.approx(1 - 3 / 8)
+    zero = torch.zeros(1, dtype=torch.float64)
+    for floor, expected in ((0.0, 0.0), (1e-3, 1.0)):  # 0 / 0 is a score of 1, or 0 over the least
+        term = RegionTerm("dice", 1.0, 0.5, 0.5, 0.0, floor=floor)
+        assert reference.region_value(term, zero, zero, zero).item() == expected
+
+
+def test_a_least_score_under_a_logarithm():
+    assert region(log_loss=True) == pytest.approx(-math.log(0.5))
+    assert region(log_loss=True, floor=0.25) == pytest.approx(-math.log(0.5))
+    assert region(log_loss=True, floor=0.75) == pytest.approx(-math.log(0.75))
+    assert region(log_loss=True, gamma=2.0) == pytest.approx(math.log(0.5) ** 2)
+    assert region(gamma=2.0) == pytest.approx(0.25) and region(gamma=0.5) == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize(
+    ("absent", "counted"),
+    [
+        ("keep", [False, True, True]),
+        ("skip", [False, False, True]),
+        ("zero", [True, True, True]),
+        ("all", [True, True, True]),
+    ],
+)
+def test_which_groups_count(absent, counted):
+    V, T = torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 1.0])
+    groups = reference.counted_groups(absent, V, T)
+    assert groups.dtype == torch.bool and groups.tolist() == counted
 
 
 # ---- gradients
