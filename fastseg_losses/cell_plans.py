@@ -45,7 +45,8 @@ def make_cell_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         dlogits=_strides(torch.empty_like(logits, device="meta")),
         valid=(0, 0, 0) if valid is None else _valid_strides(valid),
         logits_bytes=logits.element_size(),
-        targets_align=16 if targets.element_size() == 1 and targets.data_ptr() % 16 == 0 else 1,
+        # of a bool mask every byte but 0 is True: read one by one
+        targets_align=16 if targets.dtype == torch.uint8 and targets.data_ptr() % 16 == 0 else 1,
         targets_kind=kind,
         valid_kind="none" if valid is None else "sample" if valid.dim() == 1 else "pixel",
         pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,

@@ -160,7 +160,7 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         targets_kind=kind,
         valid_kind=valid_kind,
         pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
-        packed=_several_in_a_word(logits, targets, kind),
+        packed=_several_in_a_word(logits, targets),
     )
     gpu = device_of(logits.device)
     weighted = (class_weights is not None, pos_weight is not None)
@@ -174,11 +174,13 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     return plan
 
 
-def _several_in_a_word(logits: Tensor, targets: Tensor, kind: str) -> bool:
-    """Whether several pixels can be read in one integer, where rows allow it: see Layout."""
-    masks = kind == "unsigned" and targets.element_size() == 1
+def _several_in_a_word(logits: Tensor, targets: Tensor) -> bool:
+    """Whether several pixels can be read in one integer, where rows allow it: see Layout.
+
+    Not of bool masks: any byte but 0 is True, as in a mask of 0 and 255 that is viewed as bool.
+    """
     aligned = logits.data_ptr() % 16 == 0 and targets.data_ptr() % 16 == 0
-    return masks and aligned and logits.dtype == torch.bfloat16
+    return aligned and logits.dtype == torch.bfloat16 and targets.dtype == torch.uint8
 
 
 def output_shapes(spec: LossSpec, logits: Tensor, targets: Tensor) -> tuple[tuple[int, ...], int]:

@@ -42,6 +42,7 @@ def fetch_words(
     ROWS: tl.constexpr, WIDTH: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
     """A tile's logits and targets as they are stored."""
+    tl.static_assert(WIDTH == 8 or WIDTH == 16, "what follows takes a row in one or two tensors")
     start = tile * (ROWS * WIDTH)
     logits = load_words(logits_ptr, start, there, ROWS, WIDTH, 2, CHECK)
     return logits, load_words(targets_ptr, start, there, ROWS, WIDTH, 1, CHECK)[0]
@@ -101,7 +102,10 @@ def byte_of(words, byte_bits, byte: tl.constexpr, PTX: tl.constexpr):
 
 @triton.jit
 def add_words(ones, bits, top, fetched, PTX: tl.constexpr):
-    """Add a tile to what each row has seen: targets of 1, bits of all targets, largest logits."""
+    """Add a tile to what each row has seen: targets of 1, bits of all targets, largest logits.
+
+    Where a target is neither 0 nor 1, which the bits show, their number means nothing.
+    """
     logits, words = fetched
     total = tl.sum(words, 1)  # bytes of 0 and 1, up to four words: no byte overflows
     ones += ((total * 0x01010101) >> 24) & 255

@@ -48,7 +48,7 @@ def make_plan(logits, targets, *, ptx, points=("bce", "focal_squared"), **option
         else "unsigned",
         valid_kind=options.pop("valid_kind", "none"),
         pos_weight_stride=0,
-        packed=logits == "bfloat16" and BYTES[targets] == 1,
+        packed=logits == "bfloat16" and targets == "uint8",
     )
     formula = launch.Formula(
         points=points,

@@ -39,15 +39,28 @@ def check(logits, targets, **options):
 def test_equal_to_the_formula(device, dtype, mask):
     logits, targets = drawn(device, dtype, mask, C=2)
     check(logits, targets)
-    assert reads_words(logits, targets) == (dtype == torch.bfloat16)
+    assert reads_words(logits, targets) == (dtype == torch.bfloat16 and mask == "uint8")
 
 
 @pytest.mark.parametrize("pixels", [1, 16, 1008, 1024, 1040, 2048, 2064, 9216])
 def test_any_number_of_tiles(device, pixels):
     logits = torch.randn(2, 1, pixels, device=device).mul(4).bfloat16()
-    targets = torch.rand(2, 1, pixels, device=device) < 0.3
+    targets = (torch.rand(2, 1, pixels, device=device) < 0.3).to(torch.uint8)
     check(logits, targets)
     assert reads_words(logits, targets) == (pixels > 1)
+
+
+@pytest.mark.parametrize("upsample", [None, "bilinear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bool_mask_of_other_bytes_than_0_and_1(device, dtype, upsample):
+    """Such as a mask of 0 and 255 that is viewed as bool."""
+    logits = torch.randn(2, 1, 32, 64, device=device).mul(4).to(dtype)
+    size = (64, 128) if upsample else (32, 64)
+    plain = torch.rand(2, 1, *size, device=device) < 0.3
+    viewed = (plain * 255).to(torch.uint8).view(torch.bool)
+    criterion = BUILD(backend="triton", upsample=upsample)
+    loss, stats = criterion(logits, viewed, return_stats=True)
+    assert torch.equal(loss, criterion(logits, plain)) and stats.bad_targets == 0
 
 
 @pytest.mark.parametrize("row", ALL, ids=ids(ALL))
