@@ -1,5 +1,6 @@
 """The specification, plain PyTorch in float64, against arithmetic, identities and peers."""
 
+import dataclasses
 import math
 from itertools import product
 
@@ -117,6 +118,19 @@ def test_which_groups_count(absent, counted):
     V, T = torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 1.0])
     groups = reference.counted_groups(absent, V, T)
     assert groups.dtype == torch.bool and groups.tolist() == counted
+
+
+@pytest.mark.parametrize("overlap", ["product", "minimum"])
+@pytest.mark.parametrize("squared", [False, True])
+def test_what_the_region_sums_add_up(overlap, squared):
+    spec = dataclasses.replace(DiceLoss().spec, overlap=overlap, squared=squared)
+    p = torch.tensor([0.0, 0.25, 0.75, 1.0])
+    t = torch.tensor([0.5, 0.5, 0.5, 0.5])
+    both, predicted, target = reference.region_parts(spec, p, t)
+    expected = {"product": [0.0, 0.125, 0.375, 0.5], "minimum": [0.0, 0.25, 0.5, 0.5]}[overlap]
+    assert both.tolist() == expected
+    assert predicted.tolist() == ([0.0, 0.0625, 0.5625, 1.0] if squared else p.tolist())
+    assert target.tolist() == ([0.25] * 4 if squared else t.tolist())
 
 
 # ---- gradients
