@@ -153,7 +153,7 @@ def _gradient_kernel(
 
     end = tl.minimum(first + each, tl.cdiv(P, TILE))
     if WORDS:
-        byte_bits = BYTE_BITS + (each >> 31)  # each is positive, but who knows
+        byte_bits = BYTE_BITS + (each >> 31)  # `each` is positive, which ptxas cannot know
         whole = tl.minimum(end, P // TILE)
         if annotated & (first < whole):
             # asked for one tile ahead, so that none waits

@@ -189,7 +189,7 @@ def _sums_forward_kernel(
         ones = tl.zeros([ROWS], tl.int32)  # targets of 1
         bits = tl.zeros([ROWS], tl.int32)  # of all words of targets
         top = tl.full([ROWS], -8323200, tl.int32)  # two largest logits: 0xFF80 is -inf
-        byte_bits = BYTE_BITS + (S >> 31)  # S is positive, but who knows
+        byte_bits = BYTE_BITS + (S >> 31)  # S is positive, which ptxas cannot know
     # Tiles are dealt out in turn, so that all programs move through their groups together and what
     # the last of them read is still in the L2 cache when the backward kernel starts there.
     full = size // TILE

@@ -203,4 +203,5 @@ def test_generalised_dice_finish_builds(target, weights, batch):
     kernel = build(finish, pointers, TARGETS[target])
     assert kernel.metadata.shared < 48 << 10
     # a lane that fuses a product where its partner does not has another sum: see generalized_launch
-    assert "fma.rn" not in kernel.asm.get("ptx", "")
+    if TARGETS[target].backend == "cuda":
+        assert "fma.rn" not in kernel.asm["ptx"]
