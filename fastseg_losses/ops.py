@@ -130,7 +130,7 @@ def _launch_single(plan: Plan, inputs: Inputs, row: Tensor | None) -> tuple[Tens
     dlogits = torch.empty_like(logits)
     row = unread_on(device) if row is None else row
     stream = stream_of(device)
-    counters = counters_for(plan, device, stream)
+    counters = counters_for(plan.single, device, stream)
     outputs = (loss, row, scratch, scratch, counters, alarm_on(device), dlogits)
     inputs_ptr = (logits, targets, pos_weight, assumed_on(device, stream))
     guarded(plan.single.forward, (*outputs, *inputs_ptr), stream, plan=plan)

@@ -41,6 +41,7 @@ BLOCK_G = finalize.BLOCK_G
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 start_copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 POSTED = tl.constexpr(3)  # sums that a team exchanges: overlap, mass, target
+COUNTERS = tl.constexpr(4)  # int32 before what is posted: programs done, launches done, unused
 
 
 @triton.jit
@@ -71,9 +72,18 @@ def read_slot(x_slot, t_slot, pixel, size, LAYOUT: gl.constexpr, CHECK: gl.const
     return x, t
 
 
+@gluon.jit
+def arrived(part, here, number):
+    """Each member's sum of those that it has posted in this launch, and 1 for each missing one."""
+    word = gl.load(part, mask=here, other=0, volatile=True)
+    value = word.to(gl.int32).to(gl.float32, bitcast=True)
+    missing = here & ((word ^ number) >> 32 != 0)
+    return gl.where(here & ~missing, value, 0.0), gl.where(missing, 1.0, 0.0)
+
+
 NOT_SPECIALIZED = (
     *("loss_ptr", "stats_ptr", "counters_ptr", "alarm_ptr", "pos_weight_ptr", "assumed_ptr"),
-    *("C", "G", "SIXTEENTH_P", "pos_weight_stride", "parts_start", "groups_start"),
+    *("C", "G", "SIXTEENTH_P", "pos_weight_stride", "groups_start"),
 )
 
 
@@ -83,8 +93,8 @@ def _single_kernel(
     loss_ptr,  # ()
     stats_ptr,  # (NUM_FIELDS + terms,)
     table_ptr,  # norms, coefs: see finalize.py; then the upstream gradient that was assumed
-    workspace_ptr,  # parts (G, POSTED, TEAM); groups, then programs' records, (.., RECORD)
-    counters_ptr,  # (1 + G,) int32, all 0 before and after
+    workspace_ptr,  # groups, then programs' records, (.., RECORD)
+    counters_ptr,  # (COUNTERS,) int32, then what is posted: (G, POSTED, TEAM) int64
     alarm_ptr,  # (1,) int32 on the host
     dlogits_ptr,  # (G, P)
     # inputs
@@ -98,8 +108,7 @@ def _single_kernel(
     SIXTEENTH_P,  # a sixteenth of the pixels
     # strides
     pos_weight_stride,
-    parts_start,  # behind workspace_ptr, as groups_start: the table may come first
-    groups_start,
+    groups_start,  # behind workspace_ptr: the table may come first
     # scalars
     term_params,  # alpha_neg, alpha_pos, gamma, label_smoothing
     point_weights,
@@ -153,7 +162,10 @@ def _single_kernel(
     member = gl.arange(0, BLOCK_TEAM, layout=FLAT)
     row = gl.arange(0, BLOCK_G, layout=gl.SliceLayout(1, GRID))
     column = gl.arange(0, RECORD, layout=gl.SliceLayout(0, GRID))
-    parts_ptr = workspace_ptr + parts_start
+    exchanged = gl.arange(0, 4, layout=FLAT)
+    parts_ptr = (counters_ptr + COUNTERS).to(gl.pointer_type(gl.int64), bitcast=True)
+    launch = gl.load(counters_ptr + 1) + 1
+    number = launch.to(gl.int64) << 32
     groups_ptr = workspace_ptr + groups_start
     coefs_ptr = table_ptr + NORMS
     assumed = gl.load(assumed_ptr)
@@ -208,12 +220,12 @@ def _single_kernel(
             overlap, mass, target, strange = gl.reduce(
                 (sums[OVERLAP], sums[MASS], sums[TARGET], gl.where(odd, 1.0, 0.0)), 0, add_four
             )
-            part = parts_ptr + g * (POSTED * TEAM) + rank
-            gl.store(part, overlap)
-            gl.store(part + TEAM, mass)
-            gl.store(part + 2 * TEAM, target)
-            barrier()  # every thread's stores come before the one thread's release
-            gl.atomic_add(counters_ptr + 1 + g, 1, sem="release")
+            # A word holds a sum and this launch's number: seen is arrived, and nothing that went
+            # before need be waited for (a release waits for every gradient on its way out).
+            word = gl.where(exchanged == 0, overlap, gl.where(exchanged == 1, mass, target))
+            word = word.to(gl.int32, bitcast=True).to(gl.int64) & 0xFFFFFFFF
+            part = parts_ptr + g * (POSTED * TEAM) + exchanged * TEAM + rank
+            gl.atomic_xchg(part, word | number, mask=exchanged < POSTED, sem="relaxed")
             if strange > 0.0:
                 for k in gl.static_range(TILES):
                     x, t = read_slot(
@@ -227,21 +239,16 @@ def _single_kernel(
         if s >= LAG:
             # ---- the gradient of group h, once its team has posted
             h = team + (s - LAG) * TEAMS
-            while gl.atomic_add(counters_ptr + 1 + h, 0, sem="acquire") < TEAM:
-                pass
-            barrier()
             part = parts_ptr + h * (POSTED * TEAM) + member
-            here = member < TEAM
-            overlap, mass, target, _ = gl.reduce(
-                (
-                    gl.load(part, mask=here, other=0.0, cache_modifier=".cg"),
-                    gl.load(part + TEAM, mask=here, other=0.0, cache_modifier=".cg"),
-                    gl.load(part + 2 * TEAM, mask=here, other=0.0, cache_modifier=".cg"),
-                    gl.where(here, 0.0, 0.0),
-                ),
-                0,
-                add_four,
-            )
+            overlap, mass, target, missing = 0.0, 0.0, 0.0, 1.0
+            while missing > 0.0:
+                overlap_part, overlap_missing = arrived(part, member < TEAM, number)
+                mass_part, mass_missing = arrived(part + TEAM, member < TEAM, number)
+                target_part, target_missing = arrived(part + 2 * TEAM, member < TEAM, number)
+                missing_part = overlap_missing + mass_missing + target_missing
+                overlap, mass, target, missing = gl.reduce(
+                    (overlap_part, mass_part, target_part, missing_part), 0, add_four
+                )
             record = gl.where(column == OVERLAP, overlap, column.to(gl.float32) * 0.0)
             record = gl.where(column == MASS, mass, record)
             record = gl.where(column == TARGET, target, record)
@@ -315,6 +322,5 @@ def _single_kernel(
             point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION, "keep", False,
         )  # fmt: skip
         gl.store(coefs_ptr + (2 + NUM_POINT) * G, assumed)
-        for start in range(0, G + 1, BLOCK_TEAM):
-            at = start + member
-            gl.store(counters_ptr + at, member * 0, mask=at < G + 1)
+        gl.store(counters_ptr, 0)
+        gl.store(counters_ptr + 1, launch)

@@ -64,11 +64,13 @@ class SinglePlan:
         programs = tile.team * tile.teams
         # norms and coefs as in the two-launch table, then the upstream gradient that was assumed
         self.used = finalize.NORMS.value + (2 + len(formula.points)) * self.groups
-        self.parts_start = self.used + 1 + -(self.used + 1) % 16
-        self.groups_start = self.parts_start + 3 * self.groups * tile.team
-        self.groups_start += -self.groups_start % 16
+        self.groups_start = self.used + 1 + -(self.used + 1) % 16
         records = self.groups + programs
         self.scratch_size = self.groups_start + finalize.RECORD.value * records
+        # programs and launches done, then 8 bytes a sum that a program posts: see single.py
+        self.num_counters = 4 + 2 * 3 * self.groups * tile.team
+        self.counters: dict[int, Any] = {}  # by stream
+        self.tables: tuple[Any, ...] = ()
         self._forward: Launcher | None = None
         self._settle: Launcher | None = None
 
@@ -95,7 +97,6 @@ class SinglePlan:
                 self.groups,
                 at.P // 16,
                 at.pos_weight_stride,
-                self.parts_start,
                 self.groups_start,
             ),
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
