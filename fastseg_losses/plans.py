@@ -152,6 +152,7 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     multiclass = spec.mode == "multiclass"
     ids = multiclass and not is_soft(logits, targets)
     kind = "ids" if ids else "soft" if multiclass else kind_of(targets.dtype)
+    aligned = logits.data_ptr() % 16 == 0 and targets.data_ptr() % 16 == 0
     layout = launch.Layout(
         *(*sizes, at["logits"], at["targets"], at["dlogits"]),
         valid=(at["valid"][0], at["valid"][2]),
@@ -160,7 +161,9 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         targets_kind=kind,
         valid_kind=valid_kind,
         pos_weight_stride=0 if pos_weight is None or pos_weight.numel() == 1 else 1,
-        packed=_several_in_a_word(logits, targets),
+        aligned=aligned,
+        # not of bool masks: any byte but 0 is True, as in one of 0 and 255 that is viewed as bool
+        packed=aligned and (logits.dtype, targets.dtype) == (torch.bfloat16, torch.uint8),
     )
     gpu = device_of(logits.device)
     weighted = (class_weights is not None, pos_weight is not None)
@@ -172,15 +175,6 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     plan = launch.Plan(layout, formula, gpu)
     plan.single = single_plan.plan_single(layout, formula, gpu)
     return plan
-
-
-def _several_in_a_word(logits: Tensor, targets: Tensor) -> bool:
-    """Whether several pixels can be read in one integer, where rows allow it: see Layout.
-
-    Not of bool masks: any byte but 0 is True, as in a mask of 0 and 255 that is viewed as bool.
-    """
-    aligned = logits.data_ptr() % 16 == 0 and targets.data_ptr() % 16 == 0
-    return aligned and logits.dtype == torch.bfloat16 and targets.dtype == torch.uint8
 
 
 def output_shapes(spec: LossSpec, logits: Tensor, targets: Tensor) -> tuple[tuple[int, ...], int]:

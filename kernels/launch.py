@@ -47,7 +47,8 @@ class Layout(NamedTuple):
     targets_kind: str  # "soft" in [0, 1], 0 and 1 of a "signed" or "unsigned" type, class "ids"
     valid_kind: str  # "none", "sample", "pixel"
     pos_weight_stride: int
-    packed: bool = False  # bfloat16 logits and uint8 masks, at addresses that 16 divides
+    aligned: bool = False  # logits and targets at addresses that 16 divides
+    packed: bool = False  # aligned bfloat16 logits and uint8 masks
 
 
 class Formula(NamedTuple):

@@ -11,8 +11,6 @@ masks and class weights, and it writes the gradient for an assumed upstream grad
 `gradient._settle_kernel` multiplies when another one comes.
 """
 
-import triton
-import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -20,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from fastseg_losses.kernels import finalize
 from fastseg_losses.kernels.finalize import finish_loss, region_term
 from fastseg_losses.kernels.gradient import slope_of_terms
+from fastseg_losses.kernels.single_exchange import POSTED, add_four, add_up, ask, post, words_of
 from fastseg_losses.kernels.sums import add_tile
 from fastseg_losses.kernels.terms import NEUTRAL
 
@@ -40,14 +39,6 @@ BLOCK_G = finalize.BLOCK_G
 # Gluon is young and renames: thread_barrier and async_copy_global_to_shared up to Triton 3.6.
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 start_copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
-POSTED = tl.constexpr(3)  # sums that a team exchanges: overlap, mass, target
-COUNTERS = tl.constexpr(4)  # int32 before what is posted: programs done, launches done, unused
-
-
-@triton.jit
-def add_four(a0, a1, a2, a3, b0, b1, b2, b3):
-    """Four sums at once: one exchange between the warps for all."""
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
 
 
 @gluon.jit
@@ -62,23 +53,20 @@ def fetch(x_slot, t_slot, logits_ptr, targets_ptr, pixel, size, CHECK: gl.conste
 
 
 @gluon.jit
-def read_slot(x_slot, t_slot, pixel, size, LAYOUT: gl.constexpr, CHECK: gl.constexpr):
-    """A tile from shared memory as float32, NEUTRAL background behind `size`."""
+def read_slot(
+    x_slot, t_slot, pixel, size, LAYOUT: gl.constexpr, CHECK: gl.constexpr, BOOL: gl.constexpr
+):
+    """A tile from shared memory as float32, NEUTRAL background behind `size`.
+
+    BOOL: any byte but 0 is True, as in a mask of 0 and 255 that is viewed as bool.
+    """
     x = x_slot.load(LAYOUT).to(gl.float32)
-    t = t_slot.load(LAYOUT).to(gl.float32)
+    t = t_slot.load(LAYOUT)
+    t = (t != 0 if BOOL else t).to(gl.float32)
     if CHECK:
         x = gl.where(pixel < size, x, NEUTRAL)
         t = gl.where(pixel < size, t, 0.0)
     return x, t
-
-
-@gluon.jit
-def arrived(part, here, number):
-    """Each member's sum of those that it has posted in this launch, and 1 for each missing one."""
-    word = gl.load(part, mask=here, other=0, volatile=True)
-    value = word.to(gl.int32).to(gl.float32, bitcast=True)
-    missing = here & ((word ^ number) >> 32 != 0)
-    return gl.where(here & ~missing, value, 0.0), gl.where(missing, 1.0, 0.0)
 
 
 NOT_SPECIALIZED = (
@@ -94,7 +82,7 @@ def _single_kernel(
     stats_ptr,  # (NUM_FIELDS + terms,)
     table_ptr,  # norms, coefs: see finalize.py; then the upstream gradient that was assumed
     workspace_ptr,  # groups, then programs' records, (.., RECORD)
-    counters_ptr,  # (COUNTERS,) int32, then what is posted: (G, POSTED, TEAM) int64
+    counters_ptr,  # (4,) int32 and words (TEAMS, 2 LAG + 2, POSTED, TEAM): see single_exchange.py
     alarm_ptr,  # (1,) int32 on the host
     dlogits_ptr,  # (G, P)
     # inputs
@@ -144,6 +132,9 @@ def _single_kernel(
     NUM_POINT: gl.constexpr = len(SLOPED) - 2
     LOWEST: gl.constexpr = NUM_POINT == 0
     TILE: gl.constexpr = ROWS * WIDTH
+    BOOL: gl.constexpr = targets_ptr.dtype.element_ty == gl.int1
+    if BOOL:
+        targets_ptr = targets_ptr.to(gl.pointer_type(gl.uint8), bitcast=True)
     P = SIXTEENTH_P * 16  # so that a mask at P never cuts through what one thread copies
     pid = gl.program_id(0)
     team = pid // TEAM
@@ -162,10 +153,7 @@ def _single_kernel(
     member = gl.arange(0, BLOCK_TEAM, layout=FLAT)
     row = gl.arange(0, BLOCK_G, layout=gl.SliceLayout(1, GRID))
     column = gl.arange(0, RECORD, layout=gl.SliceLayout(0, GRID))
-    exchanged = gl.arange(0, 4, layout=FLAT)
-    parts_ptr = (counters_ptr + COUNTERS).to(gl.pointer_type(gl.int64), bitcast=True)
-    launch = gl.load(counters_ptr + 1) + 1
-    number = launch.to(gl.int64) << 32
+    first_number = gl.load(counters_ptr + 1) + 1
     groups_ptr = workspace_ptr + groups_start
     coefs_ptr = table_ptr + NORMS
     assumed = gl.load(assumed_ptr)
@@ -180,7 +168,7 @@ def _single_kernel(
     bad_targets = 0.0
 
     steps = gl.cdiv(G - team, TEAMS)
-    for s in gl.static_range(SLOTS):
+    for s in gl.static_range(SLOTS - LAG):
         if s < steps:
             base = (team + s * TEAMS).to(gl.int64) * P
             for k in gl.static_range(TILES):
@@ -191,6 +179,11 @@ def _single_kernel(
         async_copy.commit_group()
     for s in range(steps + LAG):
         async_copy.wait_group(SLOTS - LAG - 1)
+        slot = s % SLOTS * TILES
+        next_step = s + SLOTS - LAG  # comes to where group s - LAG is now, if there is one
+        free = next_step % SLOTS * TILES
+        next_base = (team + next_step * TEAMS).to(gl.int64) * P
+        odd = zero != 0.0
         if s < steps:
             # ---- sum up group g
             g = team + s * TEAMS
@@ -199,11 +192,10 @@ def _single_kernel(
                 pos_weight = gl.load(pos_weight_ptr + g % C * pos_weight_stride)
             params = (term_params[0], term_params[1], term_params[2], pos_weight, term_params[3])
             sums = (zero, zero, zero) + sums[3:]
-            slot = s % SLOTS * TILES
             for k in gl.static_range(TILES):
                 x, t = read_slot(
                     logits.index(slot + k), targets.index(slot + k),
-                    offsets + k * TILE, P, LAYOUT, CHECK,
+                    offsets + k * TILE, P, LAYOUT, CHECK, BOOL,
                 )  # fmt: skip
                 sums, extremes = add_tile(
                     sums, extremes, x, t, True, params, TERMS, False, LOWEST, TARGETS, False, True
@@ -217,20 +209,22 @@ def _single_kernel(
             else:
                 witness = sums[len(TERMS) - NUM_POINT]
                 odd = odd | ((witness - witness) != 0.0)
+        # asked for before this program's own sums are reduced, so that one wait hides the other
+        h = team + (s - LAG) * TEAMS
+        here = (member < TEAM) & (s >= LAG)
+        team_words_ptr = words_of(counters_ptr, team, s - LAG, TEAM, LAG)
+        words = ask(team_words_ptr, member, here, TEAM)
+        if s < steps:
             overlap, mass, target, strange = gl.reduce(
                 (sums[OVERLAP], sums[MASS], sums[TARGET], gl.where(odd, 1.0, 0.0)), 0, add_four
             )
-            # A word holds a sum and this launch's number: seen is arrived, and nothing that went
-            # before need be waited for (a release waits for every gradient on its way out).
-            word = gl.where(exchanged == 0, overlap, gl.where(exchanged == 1, mass, target))
-            word = word.to(gl.int32, bitcast=True).to(gl.int64) & 0xFFFFFFFF
-            part = parts_ptr + g * (POSTED * TEAM) + exchanged * TEAM + rank
-            gl.atomic_xchg(part, word | number, mask=exchanged < POSTED, sem="relaxed")
+            words_ptr = words_of(counters_ptr, team, s, TEAM, LAG)
+            post(words_ptr, overlap, mass, target, first_number + s, rank, TEAM, FLAT)
             if strange > 0.0:
                 for k in gl.static_range(TILES):
                     x, t = read_slot(
                         logits.index(slot + k), targets.index(slot + k),
-                        offsets + k * TILE, P, LAYOUT, CHECK,
+                        offsets + k * TILE, P, LAYOUT, CHECK, BOOL,
                     )  # fmt: skip
                     off = gl.where(gl.abs(x) < float("inf"), 0.0, 1.0)
                     nonfinite += gl.sum(gl.sum(off, 1), 0)
@@ -238,17 +232,11 @@ def _single_kernel(
                     bad_targets += gl.sum(gl.sum(off, 1), 0)
         if s >= LAG:
             # ---- the gradient of group h, once its team has posted
-            h = team + (s - LAG) * TEAMS
-            part = parts_ptr + h * (POSTED * TEAM) + member
             overlap, mass, target, missing = 0.0, 0.0, 0.0, 1.0
             while missing > 0.0:
-                overlap_part, overlap_missing = arrived(part, member < TEAM, number)
-                mass_part, mass_missing = arrived(part + TEAM, member < TEAM, number)
-                target_part, target_missing = arrived(part + 2 * TEAM, member < TEAM, number)
-                missing_part = overlap_missing + mass_missing + target_missing
-                overlap, mass, target, missing = gl.reduce(
-                    (overlap_part, mass_part, target_part, missing_part), 0, add_four
-                )
+                overlap, mass, target, missing = add_up(words, here, first_number + s - LAG)
+                if missing > 0.0:
+                    words = ask(team_words_ptr, member, here, TEAM)
             record = gl.where(column == OVERLAP, overlap, column.to(gl.float32) * 0.0)
             record = gl.where(column == MASS, mass, record)
             record = gl.where(column == TARGET, target, record)
@@ -278,27 +266,30 @@ def _single_kernel(
             if pos_weight_ptr is not None:
                 pos_weight = gl.load(pos_weight_ptr + h % C * pos_weight_stride)
             params = (term_params[0], term_params[1], term_params[2], pos_weight, term_params[3])
-            slot = (s - LAG) % SLOTS * TILES
-            here = h.to(gl.int64) * P
-            next_step = s - LAG + SLOTS
-            base = (team + next_step * TEAMS).to(gl.int64) * P
+            base = h.to(gl.int64) * P
             for k in gl.static_range(TILES):
                 pixel = offsets + k * TILE
                 x, t = read_slot(
-                    logits.index(slot + k), targets.index(slot + k), pixel, P, LAYOUT, CHECK
+                    logits.index(free + k), targets.index(free + k), pixel, P, LAYOUT, CHECK, BOOL
                 )
                 dx = assumed * slope_of_terms(x, t, coefs, params, SLOPED, HARD, False, True)
                 dx = dx.to(dlogits_ptr.dtype.element_ty)
                 if CHECK:
-                    gl.store(dlogits_ptr + here + pixel, dx, mask=pixel < P, cache_modifier=".cs")
+                    gl.store(dlogits_ptr + base + pixel, dx, mask=pixel < P, cache_modifier=".cs")
                 else:
-                    gl.store(dlogits_ptr + here + pixel, dx, cache_modifier=".cs")
+                    gl.store(dlogits_ptr + base + pixel, dx, cache_modifier=".cs")
                 # the tile's place is free: each thread overwrites what it alone has read
                 if next_step < steps:
                     fetch(
-                        logits.index(slot + k), targets.index(slot + k),
-                        logits_ptr + base, targets_ptr + base, pixel, P, CHECK,
+                        logits.index(free + k), targets.index(free + k),
+                        logits_ptr + next_base, targets_ptr + next_base, pixel, P, CHECK,
                     )  # fmt: skip
+        elif next_step < steps:
+            for k in gl.static_range(TILES):
+                fetch(
+                    logits.index(free + k), targets.index(free + k),
+                    logits_ptr + next_base, targets_ptr + next_base, offsets + k * TILE, P, CHECK,
+                )  # fmt: skip
         async_copy.commit_group()
 
     # ---- this program's share of everything that is not a region sum
@@ -323,4 +314,4 @@ def _single_kernel(
         )  # fmt: skip
         gl.store(coefs_ptr + (2 + NUM_POINT) * G, assumed)
         gl.store(counters_ptr, 0)
-        gl.store(counters_ptr + 1, launch)
+        gl.store(counters_ptr + 1, first_number + gl.cdiv(G, TEAMS))

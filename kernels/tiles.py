@@ -58,39 +58,53 @@ class SingleTile(NamedTuple):
     num_warps: int
     slots: int  # slices in shared memory
     lag: int  # groups between the sums and the gradient
+    programs: int  # a multiprocessor
 
 
-SHARED_BYTES = 220 << 10  # of 227 KiB a program may have on Hopper; reductions need a little
+SHARED_BYTES = 220 << 10  # of 227 KiB a multiprocessor has on Hopper; reductions need a little
 # Below, the inputs are still in the cache when they are read a second time.
 SINGLE_BYTES = 100 << 20
+LARGEST_SMALL_TEAM = 256
 
 
-def single_tile(groups: int, pixels: int, multiprocessors: int) -> SingleTile | None:
-    """Teams for the single launch, 4 bytes an element; None where two launches serve better.
+def single_tile(
+    groups: int, pixels: int, targets_bytes: int, multiprocessors: int
+) -> SingleTile | None:
+    """Teams for the single launch of 4-byte logits; None where two launches serve better.
 
-    One program a multiprocessor. As many teams as possible work on a group each, as long as the
-    group's slices fit into shared memory; of these the division that leaves least idle.
+    Several programs a multiprocessor, so that one computes while another waits. As many teams as
+    possible work on a group each, as long as the group's slices fit into shared memory; of these
+    the division that leaves least idle. All read what each member of their team has posted, so a
+    large team has fewer and larger programs. H100, us, team x teams of tiles x warps:
+
+                                     2 launches   1 program a mp.   2 programs      4 programs
+        fp32/fp32  32x1x1024x1024    236          128x1 8x8: 199    256x1 4x8: 167  512x1 4x4: 198
+                   128x1x512x512     238          32x4  8x8: 191    64x4  4x8: 168  128x4 4x4: 158
+                   512x1x256x256     252          8x16  8x8: 189    16x16 4x8: 164  32x16 4x4: 158
+                   16x1x1024x1024    122          128x1 8x8: 107    256x1 4x8: 93
+        fp32/uint8 32x1x1024x1024    174          128x1 8x8: 177    256x1 4x8: 149  512x1 4x4: 148
     """
-    pixel_bytes = 4 + 4
+    pixel_bytes = 4 + targets_bytes
     if groups * pixels * pixel_bytes < SINGLE_BYTES:
         return None
-    num_warps, slots, lag = 8, 3, 1
-    tile = 4 * 32 * num_warps
-    most = SHARED_BYTES // (slots * tile * pixel_bytes)
+    slots, lag = 3, 1
     best, best_share = None, 0.0
-    for teams in range(1, min(groups, multiprocessors) + 1):
-        team = multiprocessors // teams
-        tiles = -(-pixels // (team * tile))
-        if tiles > most:
-            break  # more teams are smaller
-        steps = -(-groups // teams)
-        team = -(-pixels // (tiles * tile))
-        share = groups * pixels / (steps * multiprocessors * tiles * tile)
-        # Small slices pay for the exchange between programs, 4 us a step.
-        share *= tiles / (tiles + 1)
-        if share > best_share:
-            best, best_share = SingleTile(team, teams, tiles, num_warps, slots, lag), share
-    return best if best_share > 0.7 else None
+    for programs, num_warps in ((4, 4), (2, 8)):
+        tile, available = 4 * 32 * num_warps, programs * multiprocessors
+        most = SHARED_BYTES // (programs * slots * tile * pixel_bytes)
+        for teams in range(1, min(groups, available) + 1):
+            tiles = -(-pixels // (available // teams * tile))
+            if tiles > most:
+                break  # more teams are smaller
+            steps = -(-groups // teams)
+            team = -(-pixels // (tiles * tile))
+            share = groups * pixels / (steps * available * tiles * tile)
+            # Small slices pay for the exchange between programs, once a step.
+            share *= tiles / (tiles + 1)
+            if share > best_share and (num_warps > 4 or team <= LARGEST_SMALL_TEAM):
+                best = SingleTile(team, teams, tiles, num_warps, slots, lag, programs)
+                best_share = share
+    return best if best_share > 0.6 else None
 
 
 def programs_per_group(groups: int, pixels: int, tile: ForwardTile, multiprocessors: int) -> int:

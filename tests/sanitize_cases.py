@@ -114,7 +114,7 @@ def masks(shape, size, mode):
     assert (found != expected).sum() <= 1  # a tie within a rounding
 
 
-def single(tile, shape, upstream):
+def single(tile, shape, upstream, dtype=torch.float32):
     """The launch that reads each input once, with the tile, or (None) the one it takes itself."""
     from fastseg_losses.kernels import single_plan
 
@@ -131,7 +131,7 @@ def single(tile, shape, upstream):
         logits = 3 * torch.randn(shape)
         targets = (torch.rand(shape) < 0.3).float()
         x, y = logits.to(DEVICE, copy=True).requires_grad_(), logits.double().requires_grad_()
-        given = targets.to(DEVICE)
+        given = targets.to(DEVICE, dtype)
         expected = CombinedSegmentationLoss(backend="torch")(y, targets)
         (expected * upstream).backward()
         for _ in range(2):
@@ -204,13 +204,14 @@ def single_cases(large: bool) -> dict[str, Case]:
     from fastseg_losses.kernels.tiles import SingleTile
 
     alone, team, long = (
-        SingleTile(1, 3, 1, 8, 3, 1),
-        SingleTile(5, 2, 1, 8, 3, 1),
-        SingleTile(4, 2, 1, 8, 5, 2),
+        SingleTile(1, 3, 1, 8, 3, 1, 2),
+        SingleTile(5, 2, 1, 8, 3, 1, 2),
+        SingleTile(4, 2, 1, 8, 5, 2, 2),
     )
     cases: dict[str, Case] = {
         "single, alone": lambda: single(alone, (3, 1, 48, 80), 1.0),
         "single, team, tails": lambda: single(team, (7, 1, 61, 48), 0.25),
+        "single, bytes": lambda: single(team, (7, 1, 61, 48), 1.0, torch.uint8),
         "single, long lag": lambda: single(long, (5, 1, 64, 64), 3.7),
     }
     if large:  # the smallest that takes it by itself on 132 multiprocessors

@@ -8,28 +8,32 @@ from oracle import check_against_float64, rms_error, run
 from fastseg_losses import CombinedSegmentationLoss, plans
 from fastseg_losses.kernels.tiles import SingleTile, single_tile
 
-# team, teams, tiles of a slice at least, warps, slots, lag: one program alone, tails, more teams
-# than groups
+# team, teams, tiles of a slice at least, warps, slots, lag, programs a multiprocessor: one program
+# alone, tails, more teams than groups, more members than threads
 TILES = {
-    "alone": SingleTile(1, 3, 1, 8, 3, 1),
-    "team": SingleTile(5, 2, 1, 8, 3, 1),
-    "idle-members": SingleTile(9, 1, 2, 4, 3, 1),
-    "long-lag": SingleTile(4, 2, 1, 8, 5, 2),
+    "alone": SingleTile(1, 3, 1, 8, 3, 1, 2),
+    "team": SingleTile(5, 2, 1, 8, 3, 1, 2),
+    "idle-members": SingleTile(9, 1, 2, 4, 3, 1, 4),
+    "long-lag": SingleTile(4, 2, 1, 8, 5, 2, 1),
+    "crowded": SingleTile(150, 1, 1, 2, 3, 1, 8),
 }
 
 
-def test_tiles_fill_the_device_and_the_shared_memory():
-    tile = single_tile(groups=32, pixels=1 << 20, multiprocessors=132)
-    assert (tile.team, tile.teams, tile.tiles) == (128, 1, 8)
+@pytest.mark.parametrize("targets_bytes", [1, 4])
+def test_tiles_fill_the_device_and_the_shared_memory(targets_bytes):
+    tile = single_tile(32, 1 << 20, targets_bytes, multiprocessors=132)
+    assert tile == SingleTile(256, 1, 4, 8, 3, 1, 2)
     for groups, pixels in [(128, 1 << 18), (64, 409600), (512, 1 << 16), (40, 10**6)]:
-        tile = single_tile(groups, pixels, 132)
+        tile = single_tile(groups, pixels, targets_bytes, 132)
         slice_pixels = tile.tiles * 128 * tile.num_warps
-        assert tile.team * tile.teams <= 132 and tile.teams <= groups
+        assert tile.team * tile.teams <= 132 * tile.programs and tile.teams <= groups
         assert (tile.team - 1) * slice_pixels < pixels <= tile.team * slice_pixels
-        assert tile.slots * slice_pixels * 8 <= 227 << 10
+        taken = tile.slots * slice_pixels * (4 + targets_bytes) + 1024
+        assert tile.programs * taken <= 227 << 10
+        assert tile.programs * tile.num_warps <= 16  # of 128 registers a thread
     # too little, slices that do not fit, slices too small
     for groups, pixels in [(1, 1 << 20), (32, 1 << 23), (1 << 21, 16)]:
-        assert single_tile(groups, pixels, 132) is None
+        assert single_tile(groups, pixels, targets_bytes, 132) is None
 
 
 def test_what_it_cannot_know_takes_two_launches():
@@ -54,7 +58,8 @@ def test_what_it_cannot_know_takes_two_launches():
         assert single_plan._tile_for(layout, formula._replace(**changed), hopper) is None
     for changed in (
         {"valid_kind": "sample"},
-        {"targets_bytes": 1},
+        {"targets_bytes": 1},  # which may lie anywhere
+        {"targets_bytes": 2},
         {"logits_bytes": 2},
         {"logits": (2 * P, 0, 1)},
         {"targets": (P, 0, 2)},
@@ -62,6 +67,8 @@ def test_what_it_cannot_know_takes_two_launches():
     ):
         assert single_plan._tile_for(layout._replace(**changed), formula, hopper) is None
     assert single_plan._tile_for(layout, formula, launch.Device(132, True)) is None
+    bytes_ = layout._replace(targets_bytes=1, targets_kind="unsigned", aligned=True)
+    assert single_plan._tile_for(bytes_, formula, hopper) is not None
 
 
 def draw(shape, device, targets=torch.float32):
@@ -111,7 +118,9 @@ def test_every_loss_against_float64(row, reduction, forced, cuda):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("targets", [torch.float32, torch.int32], ids=str)
+@pytest.mark.parametrize(
+    "targets", [torch.float32, torch.int32, torch.uint8, torch.int8, torch.bool], ids=str
+)
 @pytest.mark.parametrize(
     "shape", [(2, 1, 16), (2, 1, 64, 64), (7, 1, 61, 48), (4, 3, 8, 8, 8)], ids=str
 )
@@ -125,6 +134,26 @@ def test_targets_and_shapes(shape, targets, forced, cuda):
         masks,
     )
     assert taken()
+
+
+@pytest.mark.gpu
+def test_bool_masks_of_other_bytes_than_1(forced, cuda):
+    """Any byte but 0 is True, as in a mask of 0 and 255 that is viewed as bool."""
+    logits, masks = draw((3, 1, 48, 80), cuda, torch.uint8)
+    criterion = CombinedSegmentationLoss()
+    expected = run(criterion, logits, masks.bool(), dloss=torch.ones(()))
+    found = run(criterion, logits, (masks * 255).view(torch.bool), dloss=torch.ones(()))
+    assert taken()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.gpu
+def test_byte_masks_anywhere(forced, cuda):
+    """Bytes are copied four at a time; where they start elsewhere, two launches serve."""
+    logits, masks = draw((3, 1, 48, 80), cuda, torch.uint8)
+    shifted = torch.empty(masks.numel() + 1, dtype=torch.uint8, device=cuda)[1:].view(masks.shape)
+    check_against_float64(lambda **k: CombinedSegmentationLoss(**k), logits, shifted.copy_(masks))
+    assert not taken()
 
 
 @pytest.mark.gpu
@@ -174,23 +203,33 @@ def test_nonfinite_logits_and_bad_targets_are_counted(row, bad, forced, cuda):
 
 
 @pytest.mark.gpu
-def test_counters_are_left_at_zero_and_bits_repeat(forced, cuda):
+def test_numbers_rise_and_bits_repeat(forced, cuda):
+    """What a launch leaves behind is never taken for the next one's."""
     logits, masks = draw((5, 2, 64, 80), cuda)
     criterion = CombinedSegmentationLoss(mode="multilabel", iou_weight=0.1)
     first = run(criterion, logits, masks, dloss=torch.ones(()))
+    (plan,) = plans.PLANS.values()
+    (counters,) = plan.single.counters.values()
+    done, number = counters[:2].tolist()
+    assert done == 0 and number == -(-10 // plan.single.tile.teams)
     for _ in range(20):
         again = run(criterion, logits, masks, dloss=torch.ones(()))
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    counters = [c for plan in plans.PLANS.values() for c in plan.counters.values()]
-    assert counters and all((c == 0).all() for c in counters)
+    assert counters[:2].tolist() == [0, 21 * number]
+    # numbers are compared, not ordered: they may run over
+    counters[1] = 2**31 - 3
+    for _ in range(3):
+        again = run(criterion, logits, masks, dloss=torch.ones(()))
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.gpu
-def test_one_launch_each_way_without_a_sync(cuda):
+@pytest.mark.parametrize("targets", [torch.float32, torch.uint8], ids=str)
+def test_one_launch_each_way_without_a_sync(targets, cuda):
     from test_gpu import kernels_of
 
     plans.PLANS.clear()
-    logits, masks = draw((32, 1, 1024, 1024), cuda)
+    logits, masks = draw((32, 1, 1024, 1024), cuda, targets)
     x = logits.requires_grad_()
     criterion, dloss, kept = CombinedSegmentationLoss(), torch.ones((), device=cuda), []
     torch.autograd.grad(criterion(x, masks), x, dloss)
@@ -210,10 +249,11 @@ def test_one_launch_each_way_without_a_sync(cuda):
 
 
 @pytest.mark.gpu
-def test_large_inputs_and_the_two_launches_agree(cuda):
-    for shape in [(32, 1, 1000, 1024), (128, 1, 512, 512)]:
+@pytest.mark.parametrize("targets", [torch.float32, torch.bool], ids=str)
+def test_large_inputs_and_the_two_launches_agree(targets, cuda):
+    for shape in [(32, 1, 1000, 1024), (128, 1, 512, 512), (600, 1, 272, 256)]:
         plans.PLANS.clear()
-        logits, masks = draw(shape, cuda)
+        logits, masks = draw(shape, cuda, targets)
         criterion = CombinedSegmentationLoss()
         single = run(criterion, logits, masks, dloss=torch.ones(()))
         assert taken()
