@@ -29,7 +29,8 @@ def test_a_worker_for_a_compiled_rival_starts(tmp_path: Path) -> None:
 
 
 def test_other_scripts_import(tmp_path: Path) -> None:
-    names = "cpu_losses, collapse_study, pseudo_study, report, run, tune, tune_multiclass"
+    names = "cpu_losses, collapse_study, host, pseudo_study, report, run"
+    names += ", tune, tune_multiclass, tune_single"
     code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import {names}"
     end = run(tmp_path, code)
     assert end.returncode == 0, end.stderr
