@@ -89,6 +89,7 @@ def measure_host() -> dict[str, float]:
     with torch.no_grad():
         _, table = ops._launch_forward(plan, inputs, None)
     dloss, device = torch.ones((), device="cuda"), logits.device
+    stream = state.stream_of(plan.device.index)
     addressed = [None if t is None else t for t in (*inputs, *[table] * 6)]
 
     def forward() -> Any:
@@ -105,11 +106,11 @@ def measure_host() -> dict[str, float]:
         "  its plan": host_us(lambda: plans.PLANS.get(plans.key_of(spec, inputs))),
         "  is it traced": host_us(lambda: tracing.is_traced(logits)),
         "  has an earlier call failed": host_us(state.raise_alarm),
-        "  is its device current": host_us(lambda: state.is_foreign(device)),
+        "  is its device current": host_us(lambda: state.is_foreign(plan.device.index)),
         "  an allocation": host_us(lambda: torch.empty_like(plan.blanks.scratch)),
         "  gradient's allocation": host_us(lambda: torch.empty_like(logits)),
         "  11 addresses": host_us(lambda: [None if t is None else t.data_ptr() for t in addressed]),
-        "  counters": host_us(lambda: state.counters_for(plan, device, state.stream_of(device))),
+        "  counters": host_us(lambda: state.counters_for(plan, device, stream)),
         **{f"  {name}": us for name, us in bare_launches(table).items()},
     }
     rows["forward and backward"] = rows["forward"] + rows["backward"]

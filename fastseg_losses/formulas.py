@@ -8,6 +8,7 @@ import torch
 
 from fastseg_losses.inputs import Sizes
 from fastseg_losses.spec import LossSpec
+from fastseg_losses.state import index_of
 
 # Kernels count pixels of a group and groups in 32 bits; offsets beyond a group have 64.
 MAX_PIXELS = 2**31 - 2**20
@@ -44,7 +45,7 @@ def device_of(device: torch.device) -> Any:
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     ptx = device.type == "cuda" and torch.version.hip is None
     hopper = ptx and torch.cuda.get_device_capability(device) == (9, 0)
-    return launch.Device(multiprocessors, ptx, hopper)
+    return launch.Device(multiprocessors, ptx, hopper, index_of(device))
 
 
 def kind_of(dtype: torch.dtype) -> str:

@@ -28,7 +28,6 @@ from fastseg_losses.state import (
     is_foreign,
     raise_alarm,
     stream_of,
-    unread_on,
 )
 from fastseg_losses.stats import row_length
 from fastseg_losses.tracing import is_batched, is_traced, refuse_transforms
@@ -104,15 +103,14 @@ def _launch_forward(
     plan: Plan, inputs: Inputs, row: Tensor | None, table: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The loss and the table that backward needs; the statistics go into `row`."""
-    logits = inputs[0]
-    device = logits.device
-    if is_foreign(device):
+    device = inputs[0].device
+    if is_foreign(plan.device.index):
         with torch.cuda.device(device):
             return _launch_forward(plan, inputs, row, table)
     loss, scratch = torch.empty_like(plan.blanks.loss), torch.empty_like(plan.blanks.scratch)
     table = scratch if table is None else table  # one allocation for both costs 4 us less
-    row = unread_on(device) if row is None else row
-    stream = stream_of(device)
+    row = plan.blanks.unread if row is None else row
+    stream = stream_of(plan.device.index)
     counters = counters_for(plan, device, stream)
     outputs = (loss, row, table, scratch, counters, alarm_on(device))
     guarded(plan.forward, (*outputs, *inputs, *plan.tables), stream, plan=plan)
@@ -123,13 +121,13 @@ def _launch_single(plan: Plan, inputs: Inputs, row: Tensor | None) -> tuple[Tens
     """Loss, table and the gradient for the assumed upstream gradient."""
     logits, targets, _, _, pos_weight = inputs
     device = logits.device
-    if is_foreign(device):
+    if is_foreign(plan.device.index):
         with torch.cuda.device(device):
             return _launch_single(plan, inputs, row)
     loss, scratch = torch.empty_like(plan.blanks.loss), torch.empty_like(plan.blanks.single)
     dlogits = torch.empty_like(logits)
-    row = unread_on(device) if row is None else row
-    stream = stream_of(device)
+    row = plan.blanks.unread if row is None else row
+    stream = stream_of(plan.device.index)
     counters = counters_for(plan.single, device, stream)
     outputs = (loss, row, scratch, scratch, counters, alarm_on(device), dlogits)
     inputs_ptr = (logits, targets, pos_weight, assumed_on(device, stream))
@@ -140,10 +138,10 @@ def _launch_single(plan: Plan, inputs: Inputs, row: Tensor | None) -> tuple[Tens
 def _settle(plan: Plan, table: Tensor, dlogits: Tensor, dloss: Tensor) -> Tensor:
     """Make the gradient of `_launch_single` that for the upstream gradient that came."""
     device = dlogits.device
-    if is_foreign(device):
+    if is_foreign(plan.device.index):
         with torch.cuda.device(device):
             return _settle(plan, table, dlogits, dloss)
-    stream = stream_of(device)
+    stream = stream_of(plan.device.index)
     used = table[plan.single.used]
     guarded(plan.single.settle, (dlogits, assumed_on(device, stream), dloss, used), stream)
     return dlogits
@@ -151,9 +149,8 @@ def _settle(plan: Plan, table: Tensor, dlogits: Tensor, dloss: Tensor) -> Tensor
 
 def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -> Tensor:
     logits, targets, valid, _, pos_weight = inputs
-    device = logits.device
-    if is_foreign(device):
-        with torch.cuda.device(device):
+    if is_foreign(plan.device.index):
+        with torch.cuda.device(plan.device.index):
             return _launch_backward(plan, inputs, table, dloss)
     dlogits = torch.empty_like(logits)
     strides = plan.dloss_strides(dloss.stride()) if dloss.dim() else (0, 0, 0)
@@ -165,7 +162,7 @@ def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -
             exchange = logits.new_empty((plan.exchange_size,), dtype=torch.float32)
         outputs = (dlogits, exchange)
     tensors = (*outputs, dloss, table, logits, targets, valid, pos_weight, *plan.tables)
-    guarded(plan.backward, tensors, strides, stream_of(device))
+    guarded(plan.backward, tensors, strides, stream_of(plan.device.index))
     return dlogits
 
 

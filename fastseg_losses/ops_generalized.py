@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fastseg_losses.backends import takes_triton
 from fastseg_losses.reference import generalized_dice
-from fastseg_losses.state import guarded, is_foreign, stream_of
+from fastseg_losses.state import guarded, index_of, is_foreign, stream_of
 from fastseg_losses.tracing import is_traced
 
 
@@ -72,7 +72,7 @@ class _Finish(torch.autograd.Function):
         tensors = (sums.new_empty(shape), torch.empty_like(sums), sums)
         scale = 1 / N if reduction == "mean" and not batch else 1.0
         arguments = (N, C, first, numbers, scale, weights, batch, not shape)
-        if is_foreign(sums.device):
+        if is_foreign(index_of(sums.device)):
             with torch.cuda.device(sums.device):
                 _launch(tensors, arguments)
         else:
@@ -100,4 +100,4 @@ def _launch(tensors: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> None:
             _LAUNCHERS.clear()
         launcher = guarded(generalized_launch(*arguments).bind, tensors)
         _LAUNCHERS[device, arguments] = launcher
-    launcher(tensors, (), stream_of(device))
+    launcher(tensors, (), stream_of(index_of(device)))

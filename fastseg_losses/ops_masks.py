@@ -12,6 +12,7 @@ from fastseg_losses.formulas import MAX_CLASSES
 from fastseg_losses.plans import MAX_PLANS
 from fastseg_losses.state import (
     guarded,
+    index_of,
     is_capturing,
     is_foreign,
     keep_for_replays,
@@ -52,7 +53,7 @@ def launch_masks(
             "backend='torch'"
         )
     device = logits.device
-    if is_foreign(device):
+    if is_foreign(index_of(device)):
         with torch.cuda.device(device):
             return launch_masks(
                 masks, logits, upsample=upsample, align_corners=align_corners, least=least
@@ -68,7 +69,7 @@ def launch_masks(
         plan = make_mask_plan(logits, (H, W), upsample, align_corners=align_corners, least=least)
         kept = _MASK_PLANS[key] = plan, set()
     plan, streams = kept
-    stream = stream_of(device)
+    stream = stream_of(index_of(device))
     if is_capturing(device):
         keep_for_replays(plan.tables)
     elif stream not in streams:

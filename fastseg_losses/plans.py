@@ -40,6 +40,7 @@ class Blanks(NamedTuple):
 
     loss: Tensor
     row: Tensor  # the statistics
+    unread: Tensor  # no shape, but where they go if nobody reads them
     scratch: Tensor
     single: Tensor  # scratch of the single launch
 
@@ -90,10 +91,12 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
 
 
 def _blanks(plan: Plan, spec: LossSpec, logits: Tensor) -> Blanks:
-    one = unread_on(logits.device)[:1]
+    unread = unread_on(logits.device)
+    one = unread[:1]
     single = 1 if plan.single is None else plan.single.scratch_size
     sizes = (row_length(spec, logits), plan.scratch_size, single)
-    return Blanks(one[0].expand(plan.loss_shape), *(one.expand(size) for size in sizes))
+    row, scratch, own = (one.expand(size) for size in sizes)
+    return Blanks(one[0].expand(plan.loss_shape), row, unread, scratch, own)
 
 
 def _packed(spec: LossSpec, inputs: Inputs) -> Inputs:

@@ -73,7 +73,7 @@ def counters_for(plan: Plan, device: torch.device, stream: int) -> Tensor:
     may be replayed beside any other, so it gets counters of its own.
     """
     size = plan.num_counters
-    if is_capturing(device):
+    if stream and is_capturing(device):  # the default stream, 0, cannot be captured
         with _CAPTURING:
             if plan.tables:
                 keep_for_replays(plan.tables)
@@ -194,14 +194,19 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_note_fork)
 
 
-def stream_of(device: torch.device) -> int:
-    """The current stream's handle; 0 where there are no streams."""
-    if device.type != "cuda":
+def index_of(device: torch.device) -> int | None:
+    """Which GPU it is; None for none."""
+    return device.index if device.type == "cuda" else None
+
+
+def stream_of(index: int | None) -> int:
+    """The handle of a GPU's current stream; 0 where there are no streams."""
+    if index is None:
         return 0
-    # As Triton asks, like the two below: their public forms build objects, 1 to 6 us a call.
-    return torch._C._cuda_getCurrentRawStream(device.index)
+    # As Triton asks, like the one below: their public forms build objects, 1 to 6 us a call.
+    return torch._C._cuda_getCurrentRawStream(index)
 
 
-def is_foreign(device: torch.device) -> bool:
-    """Whether another device than this one is current; kernels are launched on the current one."""
-    return device.type == "cuda" and device.index != torch._C._cuda_getDevice()
+def is_foreign(index: int | None) -> bool:
+    """Whether another GPU than this one is current; kernels are launched on the current one."""
+    return index is not None and index != torch._C._cuda_getDevice()

@@ -82,6 +82,7 @@ class Device(NamedTuple):
     multiprocessors: int
     ptx: bool
     hopper: bool = False
+    index: int | None = None  # among the machine's GPUs
 
 
 def sloped_sums(formula: Formula) -> tuple[Any, Any]:

@@ -314,4 +314,4 @@ def _single_kernel(
         )  # fmt: skip
         gl.store(coefs_ptr + (2 + NUM_POINT) * G, assumed)
         gl.store(counters_ptr, 0)
-        gl.store(counters_ptr + 1, first_number + gl.cdiv(G, TEAMS))
+        gl.store(counters_ptr + 1, first_number + gl.cdiv(G, TEAMS) - 1)

@@ -63,8 +63,8 @@ class SingleTile(NamedTuple):
 
 SHARED_BYTES = 220 << 10  # of 227 KiB a multiprocessor has on Hopper; reductions need a little
 # Below, the inputs are still in the cache when they are read a second time.
-SINGLE_BYTES = 100 << 20
-LARGEST_SMALL_TEAM = 256
+SINGLE_BYTES = 60 << 20
+LARGEST_SMALL_TEAM = 200
 
 
 def single_tile(
