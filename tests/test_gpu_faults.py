@@ -38,6 +38,9 @@ KINDS = {"binary": binary, "multiclass": multiclass, "upsampled": upsampled, "si
 def limit():
     """Lets this process have so many bytes of the device more than it holds."""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    # what earlier tests have left would take in the inputs, and have room beside them
+    gc.collect()
+    torch.cuda.empty_cache()
 
     def allow(more):
         gc.collect()
