@@ -81,6 +81,7 @@ def _class_gradient_kernel(
     IDS: tl.constexpr,
     UNIT: tl.constexpr,
     ALIGNED: tl.constexpr,
+    ADD: tl.constexpr,  # to what dlogits holds
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -178,10 +179,13 @@ def _class_gradient_kernel(
             slope = slopes[j]
             if PIXEL_VALID or HAS_IGNORE:
                 slope = tl.where(live, slope, 0.0)
+            if ADD:
+                there = inside & (j * LANES + lanes_of(LANES) < C)
+                slope += tl.load(ptrs + j * LANES * stride, mask=there, other=0.0).to(tl.float32)
             slope = slope.to(dlogits_ptr.dtype.element_ty)
             there = inside & (j * LANES + lanes_of(LANES) < C)
             tl.store(ptrs + j * LANES * stride, slope, mask=there, cache_modifier=".cs")
-    else:
+    elif not ADD:
         zero = tl.zeros([LANES, ROWS, WIDTH], dlogits_ptr.dtype.element_ty)
         for j in tl.static_range(STEPS):
             there = inside & (j * LANES + lanes_of(LANES) < C)

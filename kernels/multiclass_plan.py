@@ -1,6 +1,7 @@
 """Launch plans of multiclass mode."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastseg_losses.kernels import finalize, multiclass_rows
 from fastseg_losses.kernels.class_formula import (
@@ -96,7 +97,7 @@ class ClassPlan(Plan):
         self.single = None
         self.tables = ()
         self.exchange_size = 0
-        self._forward = self._backward = None
+        self._forward = self._backward = self._add_backward = None
 
     def _programs_per_sample(self, row: int) -> int:
         """The device filled once, as far as the workspace goes; counts exact in float32.
@@ -137,7 +138,16 @@ class ClassPlan(Plan):
         options = self._options(self.tile)
         return Launch(_class_sums_kernel, (self.programs, 1, 1), scalars, constexprs, options)
 
-    def backward_launch(self) -> Launch:
+    def add_backward(
+        self, tensors: Sequence[Any], dloss_strides: Strides, stream: int | None
+    ) -> None:
+        """As `backward`, adding to what dlogits holds."""
+        if self._add_backward is None:
+            launch = self.backward_launch(add=True)
+            self._add_backward = launch.bind((*tensors, *dloss_strides))
+        self._add_backward(tensors, dloss_strides, stream)
+
+    def backward_launch(self, *, add: bool = False) -> Launch:
         """The backward launch, without its tensors and the upstream gradient's strides."""
         at, f, tile = self.layout, self.formula, self.gradient_tile
         scalars = (
@@ -149,6 +159,7 @@ class ClassPlan(Plan):
         constexprs = {
             **backward_constants(f),
             "SPREAD": bool(f.points) and (not self.ids or any(f.smoothed)),
+            "ADD": add,
             **self._shared,
             **self._shape(tile),
         }

@@ -97,6 +97,18 @@ def test_every_variant_builds(target, variant):
     build_both(plan, "bfloat16", targets, TARGETS[target], weights=weights)
 
 
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_adding_to_a_gradient_builds(target, softmax):
+    points = ("ce",) if softmax else ("bce",)
+    options = {"ptx": target.startswith("sm"), "softmax": softmax, "points": points}
+    plan = make_plan("float32", "uint8", C, **options)
+    alone = build_both(plan, "float32", "uint8", TARGETS[target])[1]
+    plan.backward_launch = partial(plan.backward_launch, add=True)
+    adding = build_both(plan, "float32", "uint8", TARGETS[target])[1]
+    assert len(adding.asm["ttgir"].split("tt.load")) > len(alone.asm["ttgir"].split("tt.load"))
+
+
 def resources(kernel, path: Path) -> tuple[int, int]:
     """Registers a thread and bytes spilled, as ptxas reports them."""
     path.write_text(kernel.asm["ptx"])

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from losses_table import ALL_MULTICLASS, MULTICLASS, alphas, ids
-from oracle import check_against_float64, run
+from oracle import check_against_float64, rms_error, run
 from test_gpu import kernels_of
 
-from fastseg_losses import CombinedSegmentationLoss, DiceLoss
+from fastseg_losses import CombinedSegmentationLoss, DiceLoss, compat
+from fastseg_losses.compat.monai import DiceFocalLoss
 from fastseg_losses.kernels.multiclass_tile import MAX_COUNT
 from fastseg_losses.kernels.tiles import class_tile
 
@@ -65,6 +66,25 @@ def test_one_launch_each_way_with_statistics(row, reduction, activation, cuda):
     backward = kernels_of(lambda: torch.autograd.grad(kept[0], logits, dloss))
     assert len(forward) == 1 and "_class_sums_kernel" in forward[0], forward
     assert len(backward) == 1 and "_class_gradient_kernel" in backward[0], backward
+
+
+def test_two_activations_take_two_launches_each_way(cuda):
+    """And no sum of two gradients: the second backward launch adds to the first's."""
+    logits, labels = draw((2, 5, 64, 64), cuda)
+    x, labels = logits.requires_grad_(), labels[:, None]
+    criterion, kept = DiceFocalLoss(softmax=True, to_onehot_y=True), []
+    dloss = torch.ones((), device=cuda)
+    torch.autograd.grad(criterion(x, labels), x, dloss)
+    forward = kernels_of(lambda: kept.append(criterion(x, labels)))
+    backward = kernels_of(lambda: torch.autograd.grad(kept[0], x, dloss))
+    large = [name for name in (*forward, *backward) if "_class_" in name]
+    assert ["sums" in name for name in large] == [True, True, False, False], large
+    assert len(backward) <= 4, backward  # two of them the losses' weights; a sum would be a fifth
+    y = logits.detach().double().requires_grad_()
+    with compat.backend("torch"):
+        exact = torch.autograd.grad(criterion(y, labels), y)[0]
+    found = torch.autograd.grad(criterion(x, labels), x)[0]
+    assert rms_error(found, exact) < 2e-6
 
 
 def test_no_sync(cuda):

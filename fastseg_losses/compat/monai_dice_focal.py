@@ -20,12 +20,14 @@ from fastseg_losses.compat.monai_combined import (
 from fastseg_losses.compat.monai_inputs import class_weight, run
 from fastseg_losses.compat.monai_points import FocalLoss
 from fastseg_losses.compat.monai_regions import DiceLoss
+from fastseg_losses.ops_relay import Relay
 
 
 class DiceFocalLoss(Pair):
     """Dice and focal loss: lambda_dice Dice + lambda_focal focal, the latter always with sigmoids.
 
-    One launch each way with sigmoid=True and "mean"; otherwise each loss has launches of its own.
+    One launch each way with sigmoid=True and "mean"; otherwise each loss has launches of its own,
+    of which, with labels, the second backward one adds to the gradient that the first has written.
 
     Args:
         include_background: of both, like all that is not named here; see `DiceLoss`.
@@ -97,12 +99,13 @@ class DiceFocalLoss(Pair):
                 weight = class_weight(call, dice.class_weight, points=True)
                 terms = (focal.term(self.lambda_focal),), (dice.term(self.lambda_dice),)
                 return run(call, *terms, "mean", weight, **dice.sums())
+        relay = Relay(input)
         if is_own(dice, DiceLoss):
-            region = dice._loss(dice._prepare(input, target, to_onehot_y=labels), input)
+            region = dice._loss(dice._prepare(input, target, to_onehot_y=labels), input, relay)
         else:
             region = dice(input, self._targets(input, target, labels))
         if is_own(focal, FocalLoss):
-            point = focal._of(input, target, labels)
+            point = focal._of(relay.logits, target, labels, relay)
         else:
             point = focal(input, self._targets(input, target, labels))
         return self.lambda_dice * region + self.lambda_focal * point

@@ -22,6 +22,7 @@ from fastseg_losses.compat.monai_inputs import (
     prepare,
     run,
 )
+from fastseg_losses.ops_relay import Relay
 from fastseg_losses.spec import PointTerm
 
 
@@ -95,12 +96,14 @@ class FocalLoss(_Loss):
         """
         return self._of(input, target, self.to_onehot_y)
 
-    def _of(self, input: Tensor, target: Tensor, labels: bool) -> Tensor:
+    def _of(
+        self, input: Tensor, target: Tensor, labels: bool, relay: Relay | None = None
+    ) -> Tensor:
         """The loss, where `labels` says what the targets are."""
-        loss = self._value(input, target, labels)
+        loss = self._value(input, target, labels, relay)
         return loss.float() if loss.dtype == torch.float64 else loss
 
-    def _value(self, input: Tensor, target: Tensor, labels: bool) -> Tensor:
+    def _value(self, input: Tensor, target: Tensor, labels: bool, relay: Relay | None) -> Tensor:
         call = self._prepare(input, target, labels)
         if self.class_weight is not None and self.class_weight.dim() and call.classes == 1:
             raise ValueError("Per-class class_weight is not supported for single-channel outputs.")
@@ -125,7 +128,7 @@ class FocalLoss(_Loss):
             scale = call.classes  # a mean over pixels
         elif masked and not call.softmax and call.mode == "multiclass":
             scale = call.C
-        loss = run(call, (self.term(scale),), (), reduction, weight, vector=vector)
+        loss = run(call, (self.term(scale),), (), reduction, weight, vector=vector, relay=relay)
         if reduction == "sum":
             return loss / max(1, math.prod(input.shape[2:]))
         return loss.sum() if wanted == "sum" else loss

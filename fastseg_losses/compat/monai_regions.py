@@ -20,6 +20,7 @@ from fastseg_losses.compat.monai_inputs import (
     prepare,
     run,
 )
+from fastseg_losses.ops_relay import Relay
 
 
 def region(
@@ -164,7 +165,7 @@ class DiceLoss(_RegionLoss):
         overlap = "product" if self.squared_pred else self._overlap()
         return {"batch": self.batch, "overlap": overlap, "squared": self.squared_pred}
 
-    def _loss(self, call: Call, input: Tensor) -> Tensor:
+    def _loss(self, call: Call, input: Tensor, relay: Relay | None = None) -> Tensor:
         if self._is_one_group(input):
             loss = run(as_one_group(call), (), (self.term(),), "sum", **self.sums())
             if self.class_weight is None or call.classes == 1:
@@ -173,7 +174,7 @@ class DiceLoss(_RegionLoss):
             losses = loss * self.class_weight.to(loss).expand(call.classes)
             return reduced(losses, self.reduction)
         weight = class_weight(call, self.class_weight)
-        loss = run(call, (), (self.term(),), self.reduction, weight, **self.sums())
+        loss = run(call, (), (self.term(),), self.reduction, weight, relay=relay, **self.sums())
         if self.reduction != "none":
             return loss
         return loss.reshape(*loss.shape, *(1,) * (input.dim() - 2))

@@ -16,6 +16,7 @@ CASES = {
     "monai-dice": (monai.DiceLoss(sigmoid=True, squared_pred=True), "masks"),
     "monai-dice-ce": (monai.DiceCELoss(**LABELS), "labels"),
     "monai-dice-focal": (monai.DiceFocalLoss(sigmoid=True, to_onehot_y=True), "labels"),
+    "monai-two-activations": (monai.DiceFocalLoss(**LABELS), "labels"),
     "monai-generalized": (monai.GeneralizedDiceLoss(**LABELS), "labels"),
     "nnunet-ce": (nnunet.DC_and_CE_loss(DICE, {}, ignore_label=2), "labels"),
     "nnunet-bce": (nnunet.DC_and_BCE_loss({}, {}), "masks"),

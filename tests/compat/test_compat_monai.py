@@ -13,6 +13,7 @@ from peers import DTYPES, HALF, check, laid_out, signature, value_and_gradient
 
 from fastseg_losses import compat, ops
 from fastseg_losses.compat import fused, monai
+from fastseg_losses.kernels.multiclass_plan import ClassPlan
 
 NAMES = [n for n in monai.__all__ if n.endswith("Loss")]
 WEIGHTS = [0.0, 0.25, 1.0, 2.0]
@@ -470,6 +471,25 @@ def test_what_goes_together_takes_one_call(monkeypatch):
     monai.DiceFocalLoss(sigmoid=True, weight=weight, **labels)(x, y)
     monai.DiceCELoss(sigmoid=True)(x[:, :1], (y[:, :1] > 0).float())
     assert len(calls) == 3
+
+
+def test_two_activations_share_a_gradient(device, monkeypatch):
+    """Dice of a softmax, focal with sigmoids: the second backward launch adds to the first's."""
+    calls, add = [], ClassPlan.add_backward
+    monkeypatch.setattr(
+        ClassPlan, "add_backward", lambda self, *a: (calls.append(1), add(self, *a))[1]
+    )
+    x = torch.randn(2, 3, 9, 8, device=device)
+    y = torch.randint(0, 3, (2, 1, 9, 8), device=device)
+    for more in ({}, {"reduction": "sum", "weight": [1.0, 2.0]}, {"gamma": 1.5, "lambda_focal": 3}):
+        more = {"include_background": "weight" not in more, **more}
+        results = []
+        for m in (monai, peers.monai()):
+            criterion = m.DiceFocalLoss(softmax=True, to_onehot_y=True, **more).to(device)
+            with compat.backend("triton"):
+                results.append(value_and_gradient(lambda t, loss=criterion: loss(t, y), x))
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+    assert calls == [1, 1, 1]
 
 
 LOSSES = [
