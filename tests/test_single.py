@@ -195,11 +195,12 @@ def test_nonfinite_logits_and_bad_targets_are_counted(row, bad, forced, cuda):
     assert stats.nonfinite == 2
     assert torch.isfinite(loss) == torch.isfinite(row.build(backend="torch")(logits, masks))
     masks = torch.where(torch.rand(masks.shape, device=cuda) < 0.01, 255.0, masks)
-    _, stats = row.build()(x, masks, return_stats=True)
-    assert stats.bad_targets == (masks == 255).sum()
-    torch.cuda.synchronize()
-    with pytest.raises(ValueError, match="earlier call"):
-        row.build()(x, masks)
+    for given in (masks, masks.to(torch.uint8), masks.to(torch.int8)):  # there it is -1
+        _, stats = row.build()(x, given, return_stats=True)
+        assert stats.bad_targets == (masks == 255).sum() and taken()
+        torch.cuda.synchronize()
+        with pytest.raises(ValueError, match="earlier call"):
+            row.build()(x, given)
 
 
 @pytest.mark.gpu
