@@ -16,7 +16,7 @@ ONE = torch.ones(())
 
 
 def binary(cuda):
-    logits = torch.randn(64, 1, 512, 512, device=cuda)
+    logits = torch.randn(64, 1, 512, 512, device=cuda).half()  # of float32 one launch is both
     return CombinedSegmentationLoss(), logits, (logits > 1).to(torch.uint8)
 
 
@@ -34,13 +34,22 @@ def upsampled(cuda):
 KINDS = {"binary": binary, "multiclass": multiclass, "upsampled": upsampled, "single": single}
 
 
+def drawn(kind, cuda):
+    """A criterion and its inputs, in memory of their own: no free room beside them is left over.
+
+    Neither that of earlier tests, into which they would go, nor that of what they are made from.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    made = KINDS[kind](cuda)
+    torch.cuda.empty_cache()
+    return made
+
+
 @pytest.fixture
 def limit():
     """Lets this process have so many bytes of the device more than it holds."""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    # what earlier tests have left would take in the inputs, and have room beside them
-    gc.collect()
-    torch.cuda.empty_cache()
 
     def allow(more):
         gc.collect()
@@ -56,7 +65,7 @@ def limit():
 def test_memory_runs_out_in_the_gradients_allocation(kind, cuda, limit):
     """Room for everything but the gradient; with room again the same backward goes through."""
     plans.PLANS.clear()
-    criterion, logits, targets = KINDS[kind](cuda)
+    criterion, logits, targets = drawn(kind, cuda)
     expected = run(criterion, logits, targets, dloss=ONE)
     criterion(logits, targets)  # without statistics: a place for those that nobody reads
     x = logits.clone().requires_grad_()
