@@ -146,11 +146,11 @@ def fused(
     logits, targets, valid, class_weights, vector = (*inputs, None, None, None)[:5]
     assert logits is not None and targets is not None
     if type(logits) is not Tensor:
-        logits = _plain(logits)
+        logits = plain(logits)
     if type(targets) is not Tensor:
-        targets = _plain(targets)
+        targets = plain(targets)
     if valid is not None and type(valid) is not Tensor:
-        valid = _plain(valid)
+        valid = plain(valid)
     kind = computed_in(logits)
     constants = not targets.requires_grad
     if class_weights is not None:
@@ -171,7 +171,7 @@ def fused(
     return loss
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
     """Without a subclass that is one in name, MONAI's MetaTensor: the launches need its memory."""
     kind: Any = type(tensor)
     if kind is nn.Parameter or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:

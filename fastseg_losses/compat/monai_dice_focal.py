@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastseg_losses.compat.fused import is_own
+from fastseg_losses.compat.fused import is_own, plain
 from fastseg_losses.compat.monai_combined import (
     Pair,
     check_lambda,
@@ -99,9 +99,10 @@ class DiceFocalLoss(Pair):
                 weight = class_weight(call, dice.class_weight, points=True)
                 terms = (focal.term(self.lambda_focal),), (dice.term(self.lambda_dice),)
                 return run(call, *terms, "mean", weight, **dice.sums())
-        relay = Relay(input)
+        relay = Relay(plain(input))
         if is_own(dice, DiceLoss):
-            region = dice._loss(dice._prepare(input, target, to_onehot_y=labels), input, relay)
+            call = dice._prepare(relay.logits, target, to_onehot_y=labels)
+            region = dice._loss(call, input, relay)
         else:
             region = dice(input, self._targets(input, target, labels))
         if is_own(focal, FocalLoss):

@@ -484,12 +484,21 @@ def test_two_activations_share_a_gradient(device, monkeypatch):
     for more in ({}, {"reduction": "sum", "weight": [1.0, 2.0]}, {"gamma": 1.5, "lambda_focal": 3}):
         more = {"include_background": "weight" not in more, **more}
         results = []
-        for m in (monai, peers.monai()):
+        for m in (peers.monai(), monai):
             criterion = m.DiceFocalLoss(softmax=True, to_onehot_y=True, **more).to(device)
             with compat.backend("triton"):
                 results.append(value_and_gradient(lambda t, loss=criterion: loss(t, y), x))
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
     assert calls == [1, 1, 1]
+    named = x.as_subclass(Named)
+    with compat.backend("triton"):
+        found = value_and_gradient(lambda t: criterion(t, y), named)
+    assert calls == [1, 1, 1, 1]
+    torch.testing.assert_close(found[1].as_subclass(torch.Tensor), results[1][1])
+
+
+class Named(torch.Tensor):
+    """A subclass in name, as MONAI's MetaTensor."""
 
 
 LOSSES = [
