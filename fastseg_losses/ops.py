@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastseg_losses.backends import takes_triton, torch_loss
 from fastseg_losses.inputs import Inputs, check_call, check_stats_out
-from fastseg_losses.plans import PLANS, key_of, output_shapes, plan_for
+from fastseg_losses.plans import PLANS, admitted_single, key_of, output_shapes, plan_for
 from fastseg_losses.spec import LossSpec
 from fastseg_losses.state import (
     alarm_on,
@@ -178,8 +178,11 @@ class _FusedLoss(torch.autograd.Function):
         ctx.spec, ctx.plan = spec, plan
         ctx.save_for_backward(logits, targets, valid, pos_weight)
         ctx.places = _places(logits, targets, valid)
+        single = plan.single
+        if single is not None and not single.admitted:
+            plan.single = single = admitted_single(single)
         # A replay must not share the assumption with launches around it: captures take two.
-        if plan.single is None or is_capturing(logits.device):
+        if single is None or is_capturing(logits.device):
             ctx.gradient = None
             loss, ctx.table = _launch_forward(plan, inputs, row)
         else:

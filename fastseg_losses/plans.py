@@ -24,6 +24,7 @@ from fastseg_losses.upsampling import full_spec, spatial_size
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.launch import Plan
+    from fastseg_losses.kernels.single_plan import SinglePlan
 
 MAX_PLANS = 1024  # a plan is about 5 kB; a training run has a handful of shapes
 
@@ -178,6 +179,13 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     plan = launch.Plan(layout, formula, gpu)
     plan.single = single_plan.plan_single(layout, formula, gpu)
     return plan
+
+
+def admitted_single(single: SinglePlan) -> SinglePlan | None:
+    """The single launch's plan where its kernel may be compiled, see `single_plan.admit`."""
+    from fastseg_losses.kernels.single_plan import admit
+
+    return admit(single)
 
 
 def output_shapes(spec: LossSpec, logits: Tensor, targets: Tensor) -> tuple[tuple[int, ...], int]:

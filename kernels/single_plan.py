@@ -20,6 +20,11 @@ from fastseg_losses.kernels.tiles import SingleTile, single_tile
 
 SETTLE_BLOCK = 4096
 REGISTERS = 1 << 16  # of a multiprocessor
+# Of a loss and its dtypes. How a shape is divided among programs is compiled in, which takes
+# seconds: whoever trains at sizes that change from batch to batch would wait for each.
+MOST_DIVISIONS = 1
+
+_DIVISIONS: dict[Any, set[Any]] = {}
 
 
 @cache
@@ -37,6 +42,23 @@ def plan_single(layout: Layout, formula: Formula, device: Device) -> "SinglePlan
     if tile is None or gluon_kernels() is None:
         return None
     return SinglePlan(layout, formula, device, tile)
+
+
+def admit(plan: "SinglePlan") -> "SinglePlan | None":
+    """The plan, or None where its shape is divided in another way than those that are compiled.
+
+    The first shape is admitted, and all that are divided in the same way; for others the two
+    launches serve, which are compiled for any shape.
+    """
+    f, at = plan.formula, plan.layout
+    kind = (f.points, f.logs, f.powers, f.reduction, at.targets_kind, at.targets_bytes)
+    compiled = _DIVISIONS.setdefault((kind, plan.device.index), set())
+    division = (plan.tile, plan.tails)
+    if division not in compiled and len(compiled) >= MOST_DIVISIONS:
+        return None
+    compiled.add(division)
+    plan.admitted = True
+    return plan
 
 
 def _tile_for(at: Layout, f: Formula, device: Device) -> SingleTile | None:
@@ -76,6 +98,8 @@ class SinglePlan:
         self.num_counters = 4 + 2 * 3 * (2 * tile.lag + 2) * programs
         self.counters: dict[int, Any] = {}  # by stream
         self.tables: tuple[Any, ...] = ()
+        self.admitted = False  # see admit
+        self.tails = tile.team * tile.tiles * 128 * tile.num_warps != layout.P
         self._forward: Launcher | None = None
         self._settle: Launcher | None = None
 
@@ -125,7 +149,7 @@ class SinglePlan:
             "WIDTH": 4,
             "SLOTS": tile.slots,
             "LAG": tile.lag,
-            "CHECK": tile.team * tile.tiles * 128 * tile.num_warps != at.P,
+            "CHECK": self.tails,
             "num_warps": tile.num_warps,
         }
         # Cooperative: programs wait for each other, so all must be resident at once.

@@ -71,6 +71,30 @@ def test_what_it_cannot_know_takes_two_launches():
     assert single_plan._tile_for(bytes_, formula, hopper) is not None
 
 
+def test_of_changing_sizes_one_division_is_compiled():
+    """That of the first, for all that are divided like it."""
+    from fastseg_losses.kernels import launch, single_plan
+
+    formula = launch.Formula(
+        *(("bce",), (1.0,), (), (), (), (), (1.0, 1.0, 0.0, 0.0), "mean", False, "keep", None)
+    )
+    device = launch.Device(132, True, hopper=True)
+
+    def admitted(N, P, formula=formula):
+        strides = ((P, 0, 1),) * 3
+        layout = launch.Layout(N, 1, P, *strides, (0, 0), 4, 4, "soft", "none", 0)
+        plan = single_plan.plan_single(layout, formula, device)
+        taken = single_plan.admit(plan)
+        assert taken is None or (taken is plan and plan.admitted)
+        return taken is not None
+
+    assert admitted(32, 1 << 20) and admitted(40, 1 << 20)
+    for N, P in [(32, 10**6), (128, 1 << 18), (512, 1 << 16), (64, 640 * 640)] * 4:
+        assert not admitted(N, P)
+    assert admitted(32, 1 << 20)
+    assert admitted(128, 1 << 18, formula._replace(reduction="sum"))  # a kernel of its own
+
+
 def draw(shape, device, targets=torch.float32):
     logits = torch.randn(shape, device=device) * 4
     return logits, (torch.rand(shape, device=device) < 0.3).to(targets)
@@ -252,8 +276,11 @@ def test_one_launch_each_way_without_a_sync(targets, cuda):
 @pytest.mark.gpu
 @pytest.mark.parametrize("targets", [torch.float32, torch.bool], ids=str)
 def test_large_inputs_and_the_two_launches_agree(targets, cuda):
+    from fastseg_losses.kernels import single_plan
+
     for shape in [(32, 1, 1000, 1024), (128, 1, 512, 512), (600, 1, 272, 256)]:
         plans.PLANS.clear()
+        single_plan._DIVISIONS.clear()
         logits, masks = draw(shape, cuda, targets)
         criterion = CombinedSegmentationLoss()
         single = run(criterion, logits, masks, dloss=torch.ones(()))
@@ -263,6 +290,28 @@ def test_large_inputs_and_the_two_launches_agree(targets, cuda):
         torch.testing.assert_close(single.loss, double.loss, rtol=2e-6, atol=0)
         torch.testing.assert_close(single.stats, double.stats, rtol=2e-6, atol=1e-7)
         assert rms_error(single.dlogits, double.dlogits) < 1e-6
+
+
+@pytest.mark.gpu
+def test_twenty_large_shapes_compile_for_the_first_two(cuda, monkeypatch):
+    from fastseg_losses.kernels import gradient, sums
+    from fastseg_losses.kernels.single import _single_kernel
+
+    plans.PLANS.clear()
+    criterion, built, counts = CombinedSegmentationLoss(focal_gamma=1.25), [], []
+    kernels = (_single_kernel, sums._sums_forward_kernel, gradient._gradient_kernel)
+    for kernel in (*kernels, gradient._settle_kernel):
+        create = kernel.compile
+        monkeypatch.setattr(
+            kernel, "compile", lambda *a, _c=create, **k: (built.append(1), _c(*a, **k))[1]
+        )
+    for k in range(20):
+        side = 736 + 32 * (k % 7)  # from 60 MB on, each divided otherwise
+        logits, masks = draw((24 + k % 3, 1, side, side), cuda, torch.uint8)
+        x = logits.requires_grad_()
+        criterion(x, masks).backward()
+        counts.append(len(built))
+    assert 0 < counts[0] <= counts[1] and counts[1:] == [counts[1]] * 19, counts
 
 
 @pytest.mark.gpu
