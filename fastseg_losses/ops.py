@@ -179,10 +179,14 @@ class _FusedLoss(torch.autograd.Function):
         ctx.save_for_backward(logits, targets, valid, pos_weight)
         ctx.places = _places(logits, targets, valid)
         single = plan.single
-        if single is not None and not single.admitted:
-            plan.single = single = admitted_single(single)
-        # A replay must not share the assumption with launches around it: captures take two.
-        if single is None or is_capturing(logits.device):
+        if single is not None:
+            # A replay must not share the assumption with launches around it: captures take two.
+            # Only of the current device PyTorch says whether there is a capture.
+            if is_foreign(plan.device.index) or is_capturing(logits.device):
+                single = None
+            elif not single.admitted:
+                plan.single = single = admitted_single(single)
+        if single is None:
             ctx.gradient = None
             loss, ctx.table = _launch_forward(plan, inputs, row)
         else:

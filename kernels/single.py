@@ -114,7 +114,7 @@ def _single_kernel(
     TARGETS: gl.constexpr,
     TEAM: gl.constexpr,  # programs that share a group
     TEAMS: gl.constexpr,
-    BLOCK_TEAM: gl.constexpr,  # TEAM, rounded up to a power of two
+    BLOCK_TEAM: gl.constexpr,  # at least TEAM, a power of two: see single_plan.block_of_team
     TILES: gl.constexpr,  # of a slice
     ROWS: gl.constexpr,
     WIDTH: gl.constexpr,

@@ -44,6 +44,15 @@ def plan_single(layout: Layout, formula: Formula, device: Device) -> "SinglePlan
     return SinglePlan(layout, formula, device, tile)
 
 
+def block_of_team(tile: SingleTile) -> int:
+    """How many places the team's words are read into: a member's by one thread, or by each warp.
+
+    Words change while they are read. Where two warps hold the same members and their sums then meet
+    in shared memory, one that read too early may overwrite the other's (Triton 3.9).
+    """
+    return 32 if tile.team <= 32 else max(32 * tile.num_warps, 1 << (tile.team - 1).bit_length())
+
+
 def admit(plan: "SinglePlan") -> "SinglePlan | None":
     """The plan, or None where its shape is divided in another way than those that are compiled.
 
@@ -143,7 +152,7 @@ class SinglePlan:
             "TARGETS": at.targets_kind,
             "TEAM": tile.team,
             "TEAMS": tile.teams,
-            "BLOCK_TEAM": 1 << (tile.team - 1).bit_length(),
+            "BLOCK_TEAM": block_of_team(tile),
             "TILES": tile.tiles,
             "ROWS": 32 * tile.num_warps,
             "WIDTH": 4,
@@ -155,7 +164,8 @@ class SinglePlan:
         # Cooperative: programs wait for each other, so all must be resident at once.
         options = {
             "num_warps": tile.num_warps,
-            "maxnreg": min(255, REGISTERS // (tile.programs * 32 * tile.num_warps)),
+            # given out in eights
+            "maxnreg": min(255, REGISTERS // (tile.programs * 32 * tile.num_warps) // 8 * 8),
             "enable_fp_fusion": True,
             "launch_cooperative_grid": True,
         }

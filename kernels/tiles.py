@@ -87,6 +87,7 @@ def single_tile(
                    512x1x256x256     253          8x16  8x8: 167    16x16 4x8: 157  32x16 4x4: 159
                    8x1x1024x1024      66                            256x1 4x8: 52
         fp32/uint8 32x1x1024x1024    174          128x1 8x8: 159    256x1 4x8: 150  512x1 4x4: 152
+                   128x1x512x512     176          (74x7 7x4, which is taken: 142)  128x4 4x4: 135
                    16x1x800x1024      75                            115x2 7x8: 69
     """
     pixel_bytes = 4 + targets_bytes
@@ -94,7 +95,9 @@ def single_tile(
         return None
     slots, lag = 3, 1
     best, best_share = None, 0.0
-    for programs, num_warps in ((4, 4), (2, 8)):
+    for programs, num_warps in ((4, 4), (2, 8), (1, 8)):
+        if programs == 1 and best is not None and best_share > 0.6:
+            break  # for planes that fit no other way
         tile, available = 4 * 32 * num_warps, programs * multiprocessors
         most = SHARED_BYTES // (programs * slots * tile * pixel_bytes)
         for teams in range(1, min(groups, available) + 1):

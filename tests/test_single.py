@@ -1,5 +1,7 @@
 """The launch that reads each input once (Hopper), forced on small inputs, chosen for large."""
 
+import itertools
+
 import pytest
 import torch
 from losses_table import ALL, DEFAULTS, ids
@@ -127,7 +129,7 @@ def forced(request, monkeypatch):
 
 def taken():
     """Whether every plan in use has the single launch."""
-    return all(plan.single is not None for plan in plans.PLANS.values())
+    return bool(plans.PLANS) and all(p.single is not None for p in plans.PLANS.values())
 
 
 @pytest.mark.gpu
@@ -169,6 +171,28 @@ def test_bool_masks_of_other_bytes_than_1(forced, cuda):
     found = run(criterion, logits, (masks * 255).view(torch.bool), dloss=torch.ones(()))
     assert taken()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_no_two_warps_hold_a_member_where_their_sums_meet():
+    """Words change while they are read: one that read too early must not stand for the other."""
+    from fastseg_losses.kernels.single_plan import block_of_team
+
+    for team, num_warps in itertools.product(
+        (1, 8, 16, 31, 32, 33, 34, 50, 64, 65, 200, 264), (4, 8)
+    ):
+        block = block_of_team(SingleTile(team, 1, 4, num_warps, 3, 1, 2))
+        assert block >= team and block & (block - 1) == 0
+        assert block == 32 or block >= 32 * num_warps  # each warp has all, or none shares
+
+
+@pytest.mark.gpu
+def test_many_groups_go_round_the_ring(forced, cuda):
+    """More groups than the words of a team have places for."""
+    logits, masks = draw((24, 2, 32, 40), cuda, torch.bool)
+    check_against_float64(
+        lambda **k: CombinedSegmentationLoss(mode="multilabel", **k), logits, masks
+    )
+    assert taken()
 
 
 @pytest.mark.gpu
@@ -306,7 +330,7 @@ def test_twenty_large_shapes_compile_for_the_first_two(cuda, monkeypatch):
             kernel, "compile", lambda *a, _c=create, **k: (built.append(1), _c(*a, **k))[1]
         )
     for k in range(20):
-        side = 736 + 32 * (k % 7)  # from 60 MB on, each divided otherwise
+        side = 736 + 32 * (k % 7)  # from 60 MiB on, each divided otherwise
         logits, masks = draw((24 + k % 3, 1, side, side), cuda, torch.uint8)
         x = logits.requires_grad_()
         criterion(x, masks).backward()
