@@ -2,6 +2,7 @@ import math
 import time
 
 import pytest
+from training.clocks import set_clock
 
 from fastseg_losses.training import clock as clocks
 from fastseg_losses.training.clock import Clock, Sparing, duration, seconds_left
@@ -22,7 +23,7 @@ def test_only_waiting_is_counted() -> None:
 
 def test_a_chore_takes_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 3.0
-    monkeypatch.setattr(clocks.time, "monotonic", lambda: now)
+    set_clock(monkeypatch, lambda: now, clocks)
     sparing = Sparing()
     assert sparing.is_due  # the first time always
     with sparing.timed():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from training.class_files import write_class_set
+from training.clocks import set_clock
 from training.index_files import write_index, zeros
 from training.pages import Page, census
 from training.runs import ROWS, SIZE, make_trainer, run, small_net, squares, write_set
@@ -201,7 +202,7 @@ def test_a_page_that_would_slow_the_training_down_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: list[State]
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(html_report.time, "monotonic", lambda: now)
+    set_clock(monkeypatch, lambda: now, html_report, clock)
     report = make_report(tmp_path / "run")
     page = html_report.page
 

@@ -3,6 +3,7 @@ import logging
 import sys
 
 import pytest
+from training.clocks import set_clock
 
 from fastseg_losses.training import progress
 from fastseg_losses.training.progress import ConsoleHandler, Progress
@@ -30,7 +31,7 @@ def test_elsewhere_plain_lines_appear_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    set_clock(monkeypatch, lambda: float(next(clock)), progress)
     with Progress(80, "epoch 1/2") as lines:
         lines.show(val_loss=0.5)
         for _ in range(10):
