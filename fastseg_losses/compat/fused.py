@@ -174,7 +174,11 @@ def fused(
 def plain(tensor: Tensor) -> Tensor:
     """Without a subclass that is one in name, MONAI's MetaTensor: the launches need its memory."""
     kind: Any = type(tensor)
-    if kind is nn.Parameter or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    if (
+        kind is Tensor
+        or kind is nn.Parameter
+        or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+    ):
         return tensor  # a tensor all the same; or one whose memory is not its values
     with torch._C.DisableTorchFunctionSubclass():
         return tensor.as_subclass(Tensor)
