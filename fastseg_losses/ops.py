@@ -147,12 +147,15 @@ def _settle(plan: Plan, table: Tensor, dlogits: Tensor, dloss: Tensor) -> Tensor
     return dlogits
 
 
-def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -> Tensor:
+def _launch_backward(
+    plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor, onto: Tensor | None = None
+) -> Tensor:
+    """The gradient; added to what `onto` holds where that is given, see ops_relay.py."""
     logits, targets, valid, _, pos_weight = inputs
     if is_foreign(plan.device.index):
         with torch.cuda.device(plan.device.index):
-            return _launch_backward(plan, inputs, table, dloss)
-    dlogits = torch.empty_like(logits)
+            return _launch_backward(plan, inputs, table, dloss, onto)
+    dlogits = torch.empty_like(logits) if onto is None else onto
     strides = plan.dloss_strides(dloss.stride()) if dloss.dim() else (0, 0, 0)
     outputs: tuple[Tensor, ...] = (dlogits,)
     if plan.exchange_size:
@@ -162,7 +165,8 @@ def _launch_backward(plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor) -
             exchange = logits.new_empty((plan.exchange_size,), dtype=torch.float32)
         outputs = (dlogits, exchange)
     tensors = (*outputs, dloss, table, logits, targets, valid, pos_weight, *plan.tables)
-    guarded(plan.backward, tensors, strides, stream_of(plan.device.index))
+    launch = plan.backward if onto is None else plan.add_backward
+    guarded(launch, tensors, strides, stream_of(plan.device.index))
     return dlogits
 
 
@@ -222,7 +226,7 @@ def _places(logits: Tensor, targets: Tensor, valid: Tensor | None) -> tuple[Any,
     return where if valid is None else (*where, valid.data_ptr(), valid.stride())
 
 
-def _gradient(ctx: Any, dloss: Tensor) -> Tensor:
+def _gradient(ctx: Any, dloss: Tensor, onto: Tensor | None = None) -> Tensor:
     logits, targets, valid, pos_weight = ctx.saved_tensors
     if is_batched(dloss):  # of vmap; PyTorch calls an operator once for each
         tensors = (ctx.table, logits, targets, valid, None, pos_weight)
@@ -236,7 +240,13 @@ def _gradient(ctx: Any, dloss: Tensor) -> Tensor:
     if _places(logits, targets, valid) != ctx.places:
         # A hook on saved tensors gave back copies, which may lie otherwise.
         plan, inputs = plan_for(ctx.spec, inputs)
-    return _launch_backward(plan, inputs, ctx.table, dloss)
+    if onto is not None and _layout(onto) != _layout(inputs[0]):
+        return _launch_backward(plan, inputs, ctx.table, dloss) + onto
+    return _launch_backward(plan, inputs, ctx.table, dloss, onto)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.stride()
 
 
 # ---- compiled: operators

@@ -24,7 +24,7 @@ from fastseg_losses.ops import (
 )
 from fastseg_losses.plans import plan_for
 from fastseg_losses.spec import LossSpec
-from fastseg_losses.state import guarded, is_foreign, raise_alarm, stream_of
+from fastseg_losses.state import raise_alarm
 from fastseg_losses.tracing import is_batched, is_traced
 
 if TYPE_CHECKING:
@@ -113,8 +113,7 @@ class _RelayedLoss(torch.autograd.Function):
         elif torch.is_grad_enabled():  # under create_graph
             dlogits = _sum(_OnceOnly.apply(dloss, ctx.saved_tensors[0], ctx), later)
         elif ours and not is_batched(dloss):
-            assert later is not None
-            dlogits = _add_gradient(ctx, dloss, later)
+            dlogits = _gradient(ctx, dloss, later)
         else:
             dlogits = _sum(_gradient(ctx, dloss), later)
         if ctx.left is not None:
@@ -124,24 +123,3 @@ class _RelayedLoss(torch.autograd.Function):
 
 def _sum(own: Tensor, later: Tensor | None) -> Tensor:
     return own if later is None else own + later
-
-
-def _add_gradient(ctx: Any, dloss: Tensor, dlogits: Tensor) -> Tensor:
-    """Add this loss's gradient to what `dlogits` holds, in one launch."""
-    logits, targets, valid, vector = ctx.saved_tensors
-    plan = ctx.plan
-    inputs: Inputs = (logits, targets, valid, None, vector)
-    if _places(logits, targets, valid) != ctx.places:  # see ops._gradient
-        plan, inputs = plan_for(ctx.spec, inputs)
-        logits, targets, valid, _, vector = inputs
-    if (dlogits.dtype, dlogits.stride()) != (logits.dtype, logits.stride()):
-        return _gradient(ctx, dloss) + dlogits
-    strides = plan.dloss_strides(dloss.stride()) if dloss.dim() else (0, 0, 0)
-    tensors = (dlogits, dloss, ctx.table, logits, targets, valid, vector, *plan.tables)
-    index = plan.device.index
-    if is_foreign(index):
-        with torch.cuda.device(index):
-            guarded(plan.add_backward, tensors, strides, stream_of(index))
-    else:
-        guarded(plan.add_backward, tensors, strides, stream_of(index))
-    return dlogits

@@ -66,6 +66,7 @@ SHARED_BYTES = 220 << 10  # of 227 KiB a multiprocessor has on Hopper; reduction
 # it, before the 2 us of the launch that settles the gradient.
 SINGLE_BYTES = 60 << 20
 LARGEST_SMALL_TEAM = 200
+LEAST_SHARE = 0.6  # of the device that has to be at work
 
 
 def single_tile(
@@ -96,7 +97,7 @@ def single_tile(
     slots, lag = 3, 1
     best, best_share = None, 0.0
     for programs, num_warps in ((4, 4), (2, 8), (1, 8)):
-        if programs == 1 and best is not None and best_share > 0.6:
+        if programs == 1 and best_share > LEAST_SHARE:
             break  # for planes that fit no other way
         tile, available = 4 * 32 * num_warps, programs * multiprocessors
         most = SHARED_BYTES // (programs * slots * tile * pixel_bytes)
@@ -112,7 +113,7 @@ def single_tile(
             if share > best_share and (num_warps > 4 or team <= LARGEST_SMALL_TEAM):
                 best = SingleTile(team, teams, tiles, num_warps, slots, lag, programs)
                 best_share = share
-    return best if best_share > 0.6 else None
+    return best if best_share > LEAST_SHARE else None
 
 
 def programs_per_group(groups: int, pixels: int, tile: ForwardTile, multiprocessors: int) -> int:
