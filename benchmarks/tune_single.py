@@ -89,7 +89,7 @@ def tensors_of(plan: SinglePlan, logits: torch.Tensor, targets: torch.Tensor) ->
     scratch = torch.empty(plan.scratch_size, device="cuda")
     counters = torch.zeros(plan.num_counters, dtype=torch.int32, device="cuda")
     outputs = (loss, row, scratch, scratch, counters, alarm, torch.empty_like(logits))
-    return (*outputs, logits, targets, None, torch.ones(1, device="cuda"))
+    return (*outputs, logits, targets, None, None, None, torch.ones(1, device="cuda"))
 
 
 def compile_one(job: Job) -> str:

@@ -4,8 +4,9 @@ With `ops_generalized.py`, `ops_masks.py`, `plans.py`, `cell_plans.py` and `form
 knows both torch and the kernels.
 
 Eager calls go through an `autograd.Function` straight to a kept launch plan; compiled calls go
-through two `torch.library` operators, opaque to the compiler. Both end in the same two launches;
-for large float32 logits, eager calls take one that reads the inputs once (kernels/single.py).
+through two `torch.library` operators, opaque to the compiler. Both end in the same two launches.
+Eager calls of float32 logits may take a forward launch that writes the gradient too, so that the
+inputs are read once: losses without a region term, and large ones (kernels/early_plan.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fastseg_losses.plans import PLANS, admitted_single, key_of, output_shapes, 
 from fastseg_losses.spec import LossSpec
 from fastseg_losses.state import (
     alarm_on,
-    assumed_on,
+    assumed_by,
     counters_for,
     guarded,
     is_capturing,
@@ -34,6 +35,7 @@ from fastseg_losses.tracing import is_batched, is_traced, refuse_transforms
 from fastseg_losses.upsampling import full_spec, stand_in
 
 if TYPE_CHECKING:
+    from fastseg_losses.kernels.early_plan import EarlyPlan
     from fastseg_losses.kernels.launch import Plan
 
 
@@ -117,33 +119,35 @@ def _launch_forward(
     return loss, table
 
 
-def _launch_single(plan: Plan, inputs: Inputs, row: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _launch_early(
+    plan: Plan, single: EarlyPlan, inputs: Inputs, row: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, table and the gradient for the assumed upstream gradient."""
-    logits, targets, _, _, pos_weight = inputs
+    logits = inputs[0]
     device = logits.device
     if is_foreign(plan.device.index):
         with torch.cuda.device(device):
-            return _launch_single(plan, inputs, row)
-    loss, scratch = torch.empty_like(plan.blanks.loss), torch.empty_like(plan.blanks.single)
+            return _launch_early(plan, single, inputs, row)
+    loss, scratch = torch.empty_like(plan.blanks.loss), torch.empty_like(single.blank)
     dlogits = torch.empty_like(logits)
     row = plan.blanks.unread if row is None else row
     stream = stream_of(plan.device.index)
-    counters = counters_for(plan.single, device, stream)
+    counters = counters_for(single, device, stream)
     outputs = (loss, row, scratch, scratch, counters, alarm_on(device), dlogits)
-    inputs_ptr = (logits, targets, pos_weight, assumed_on(device, stream))
-    guarded(plan.single.forward, (*outputs, *inputs_ptr), stream, plan=plan)
+    tensors = (*outputs, *inputs, assumed_by(single, device, stream))
+    guarded(single.forward, tensors, stream, plan=single)
     return loss, scratch, dlogits
 
 
-def _settle(plan: Plan, table: Tensor, dlogits: Tensor, dloss: Tensor) -> Tensor:
-    """Make the gradient of `_launch_single` that for the upstream gradient that came."""
+def _settle(single: EarlyPlan, table: Tensor, dlogits: Tensor, dloss: Tensor) -> Tensor:
+    """Make the gradient of `_launch_early` that for the upstream gradient that came."""
     device = dlogits.device
-    if is_foreign(plan.device.index):
+    if is_foreign(single.device.index):
         with torch.cuda.device(device):
-            return _settle(plan, table, dlogits, dloss)
-    stream = stream_of(plan.device.index)
-    used = table[plan.single.used]
-    guarded(plan.single.settle, (dlogits, assumed_on(device, stream), dloss, used), stream)
+            return _settle(single, table, dlogits, dloss)
+    stream = stream_of(single.device.index)
+    used = table[single.used]
+    guarded(single.settle, (dlogits, assumed_by(single, device, stream), dloss, used), stream)
     return dlogits
 
 
@@ -189,12 +193,12 @@ class _FusedLoss(torch.autograd.Function):
             if is_foreign(plan.device.index) or is_capturing(logits.device):
                 single = None
             elif not single.admitted:
-                plan.single = single = admitted_single(single)
+                single = admitted_single(plan, single)
+        ctx.single, ctx.gradient = single, None
         if single is None:
-            ctx.gradient = None
             loss, ctx.table = _launch_forward(plan, inputs, row)
         else:
-            loss, ctx.table, ctx.gradient = _launch_single(plan, inputs, row)
+            loss, ctx.table, ctx.gradient = _launch_early(plan, single, inputs, row)
         return loss
 
     @staticmethod
@@ -234,7 +238,7 @@ def _gradient(ctx: Any, dloss: Tensor, onto: Tensor | None = None) -> Tensor:
     if ctx.gradient is not None:
         # Given away once: a second backward through a retained graph computes its own.
         dlogits, ctx.gradient = ctx.gradient, None
-        return _settle(ctx.plan, ctx.table, dlogits, dloss)
+        return _settle(ctx.single, ctx.table, dlogits, dloss)
     inputs: Inputs = (logits, targets, valid, None, pos_weight)
     plan = ctx.plan
     if _places(logits, targets, valid) != ctx.places:

@@ -43,7 +43,6 @@ class Blanks(NamedTuple):
     row: Tensor  # the statistics
     unread: Tensor  # no shape, but where they go if nobody reads them
     scratch: Tensor
-    single: Tensor  # scratch of the single launch
 
 
 def key_of(spec: LossSpec, inputs: Inputs) -> tuple[Any, ...]:
@@ -94,10 +93,10 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
 def _blanks(plan: Plan, spec: LossSpec, logits: Tensor) -> Blanks:
     unread = unread_on(logits.device)
     one = unread[:1]
-    single = 1 if plan.single is None else plan.single.scratch_size
-    sizes = (row_length(spec, logits), plan.scratch_size, single)
-    row, scratch, own = (one.expand(size) for size in sizes)
-    return Blanks(one[0].expand(plan.loss_shape), row, unread, scratch, own)
+    row, scratch = (one.expand(size) for size in (row_length(spec, logits), plan.scratch_size))
+    if plan.single is not None:
+        plan.single.blank = one.expand(plan.single.scratch_size)
+    return Blanks(one[0].expand(plan.loss_shape), row, unread, scratch)
 
 
 def _packed(spec: LossSpec, inputs: Inputs) -> Inputs:
@@ -139,7 +138,7 @@ def _strides(spec: LossSpec, sizes: Sizes, inputs: Inputs) -> dict[str, Any]:
 
 def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     """A plan; None if a tensor has to be copied first."""
-    from fastseg_losses.kernels import launch, multiclass_plan, single_plan
+    from fastseg_losses.kernels import early_plan, launch, multiclass_plan, single_plan
 
     if spec.upsample is not None:
         spec = full_spec(spec, inputs)
@@ -177,15 +176,20 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
     if multiclass:
         return multiclass_plan.ClassPlan(layout, formula, gpu)
     plan = launch.Plan(layout, formula, gpu)
-    plan.single = single_plan.plan_single(layout, formula, gpu)
+    call = (layout, formula, gpu)
+    plan.single = early_plan.plan_points(*call) or single_plan.plan_single(*call)
     return plan
 
 
-def admitted_single(single: SinglePlan) -> SinglePlan | None:
-    """The single launch's plan where its kernel may be compiled, see `single_plan.admit`."""
+def admitted_single(plan: Plan, single: SinglePlan) -> SinglePlan | None:
+    """The plan that takes the single launch where its kernel may serve, see `single_plan.admit`."""
     from fastseg_losses.kernels.single_plan import admit
 
-    return admit(single)
+    admitted = admit(single)
+    if admitted is not None:
+        admitted.blank = single.blank[:1].expand(admitted.scratch_size)
+    plan.single = admitted
+    return admitted
 
 
 def output_shapes(spec: LossSpec, logits: Tensor, targets: Tensor) -> tuple[tuple[int, ...], int]:

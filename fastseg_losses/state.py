@@ -15,18 +15,23 @@ from torch import Tensor
 from fastseg_losses.stats import bad_targets_error
 
 if TYPE_CHECKING:
+    from fastseg_losses.kernels.early_plan import EarlyPlan
     from fastseg_losses.kernels.launch import Plan
 
 LONGEST_ROW = 1 << 13  # float32; 1024 classes need 5137
 CLASS_ALARM = 2  # what the multiclass kernel sets; others set 1
 # int32 a device, zeroed before any capture: a captured launch takes its plan's for good.
 CAPTURE_COUNTERS = 1 << 16
+SHARED_COUNTERS = 1 << 14  # int32 a stream; more where a plan needs more
+ASSUMPTIONS = 1 << 10  # float32 a stream, one a plan; then another thousand
 FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)  # of which an OSError says no file
 
 _CAPTURED: dict[torch.device, tuple[Tensor, int]] = {}  # counters for captures, how many are taken
 _CAPTURED_TABLES: dict[int, tuple[Tensor, ...]] = {}  # by id; read when their plan is long gone
 _CAPTURING = threading.Lock()
-_ASSUMED: dict[tuple[torch.device, int], Tensor] = {}  # by stream; see _settle_kernel
+_ASSUMING = threading.Lock()
+_SHARED: dict[tuple[torch.device, int, bool], Tensor] = {}  # counters, by stream and kind
+_ASSUMED: dict[tuple[torch.device, int], tuple[Tensor, int]] = {}  # by stream, how many are taken
 _UNREAD: dict[torch.device, Tensor] = {}
 # An int32 in host memory that the kernel sets on bad targets, the same for NumPy, is it pinned.
 _ALARM: list[Any] = []
@@ -66,11 +71,12 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch._C._cuda_isCurrentStreamCapturing()
 
 
-def counters_for(plan: Plan, device: torch.device, stream: int) -> Tensor:
-    """Zeroed counters that no launch in flight shares.
+def counters_for(plan: Plan | EarlyPlan, device: torch.device, stream: int) -> Tensor:
+    """Counters that no launch in flight shares, as all launches before have left them.
 
-    Launches of one stream follow each other, and each leaves its counters at 0. A captured launch
-    may be replayed beside any other, so it gets counters of its own.
+    Launches of one stream follow each other, whatever their plan; each leaves its counters at 0, or
+    (numbered ones) at a number that no later launch waits for. So a stream has two sets for all
+    plans. A captured launch may be replayed beside any other, so it gets counters of its own.
     """
     size = plan.num_counters
     if stream and is_capturing(device):  # the default stream, 0, cannot be captured
@@ -85,12 +91,23 @@ def counters_for(plan: Plan, device: torch.device, stream: int) -> Tensor:
             return slab[taken : taken + size]
     counters = plan.counters.get(stream)
     if counters is None:
-        counters = _lasting(size, 0, torch.int32, device)
+        counters = _stream_counters(size, device, stream, numbered=plan.numbered)
         outlive_launches(plan.tables, device)
         if device.type == "cuda" and device not in _CAPTURED:
             _CAPTURED[device] = _lasting(CAPTURE_COUNTERS, 0, torch.int32, device), 0
         plan.counters[stream] = counters  # last: what fails before is done again
     return counters
+
+
+def _stream_counters(size: int, device: torch.device, stream: int, *, numbered: bool) -> Tensor:
+    if device.type != "cuda":  # a launch that was cut short spoils its own: see `guarded`
+        return _lasting(size, 0, torch.int32, device)
+    slab = _SHARED.get((device, stream, numbered))
+    if slab is None or slab.numel() < size:
+        # Plans that were here before keep the smaller one: with counters of their own.
+        slab = _lasting(max(size, SHARED_COUNTERS), 0, torch.int32, device)
+        _SHARED[device, stream, numbered] = slab
+    return slab[:size]
 
 
 def outlive_launches(tables: tuple[Tensor, ...], device: torch.device) -> None:
@@ -108,7 +125,9 @@ def keep_for_replays(tables: tuple[Tensor, ...]) -> None:
     _CAPTURED_TABLES[id(tables)] = tables
 
 
-def guarded(launch: Callable[..., Any], *arguments: Any, plan: Plan | None = None) -> Any:
+def guarded(
+    launch: Callable[..., Any], *arguments: Any, plan: Plan | EarlyPlan | None = None
+) -> Any:
     """Launch or build, so that the next call finds nothing of a launch that was cut short.
 
     Raises:
@@ -143,11 +162,17 @@ def cache_trouble(error: BaseException) -> str:
     )
 
 
-def assumed_on(device: torch.device, stream: int) -> Tensor:
-    """The upstream gradient that came last on this stream, 1 at first: the best guess."""
-    if (device, stream) not in _ASSUMED:
-        _ASSUMED[device, stream] = _lasting(1, 1.0, torch.float32, device)
-    return _ASSUMED[device, stream]
+def assumed_by(plan: EarlyPlan, device: torch.device, stream: int) -> Tensor:
+    """The plan's last upstream gradient on this stream, 1 at first: the best guess."""
+    assumed = plan.assumed.get(stream)
+    if assumed is None:
+        with _ASSUMING:  # two plans must not be given the same
+            slab, taken = _ASSUMED.get((device, stream), (None, 0))
+            if slab is None or taken == slab.numel():
+                slab, taken = _lasting(ASSUMPTIONS, 1.0, torch.float32, device), 0
+            _ASSUMED[device, stream] = slab, taken + 1
+        plan.assumed[stream] = assumed = slab[taken : taken + 1]
+    return assumed
 
 
 def unread_on(device: torch.device) -> Tensor:

@@ -63,6 +63,8 @@ def grab_of(at: CellLayout) -> int:
 class CellPlan(Plan):
     """One formula of low-resolution logits at one layout on one device."""
 
+    takes_gradient = False
+
     def __init__(
         self,
         layout: CellLayout,

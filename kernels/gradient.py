@@ -55,6 +55,26 @@ def slope_of_terms(
     return slope
 
 
+@triton.jit
+def slope_of_points(
+    x,
+    t,
+    coefs,
+    params,
+    TERMS: tl.constexpr,
+    HARD: tl.constexpr,
+    IDENTITY: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Sum over the pointwise terms, the last of TERMS, of coefficient * slope, at every pixel."""
+    pixel = pixel_of(x, t, HARD, IDENTITY, PTX)
+    slope = 0.0
+    for k in tl.static_range(len(coefs)):
+        _, d = TERMS[len(TERMS) - len(coefs) + k](pixel, params, PTX)
+        slope += coefs[k] * d
+    return slope
+
+
 NOT_SPECIALIZED = (
     *("dloss_ptr", "pos_weight_ptr", "N", "C", "P", "each", "pos_weight_stride"),
     *("dlogits_stride_n", "dlogits_stride_c", "dlogits_stride_p"),
@@ -233,6 +253,6 @@ def _settle_kernel(
     if dloss != used:
         factor = dloss / used
         for block in range(pid, tl.cdiv(SIZE, BLOCK), tl.num_programs(0)):
-            at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
             here = at < SIZE
             tl.store(dlogits_ptr + at, tl.load(dlogits_ptr + at, mask=here) * factor, mask=here)

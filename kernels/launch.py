@@ -105,6 +105,9 @@ def columns_of(layout: Layout, formula: Formula) -> tuple[tuple[Any, ...], tuple
 class Plan:
     """One formula at one layout on one device; tiles.py chooses the tiles that are not given."""
 
+    numbered = False  # see early_plan.py
+    takes_gradient = True  # its forward kernel can write one
+
     def __init__(
         self,
         layout: Layout,
@@ -152,7 +155,7 @@ class Plan:
         }
         self.num_counters = 1 + self.groups + (pairs if formula.batch else 0)
         self.counters: dict[int, Any] = {}  # by stream
-        self.single: Any = None  # see single_plan.py
+        self.single: Any = None  # see early_plan.py
         self.tables: tuple[Any, ...] = ()  # tensors that kernels take behind a call's inputs
         self.exchange_size = 0  # float32 that the backward launch takes for itself
         self.blanks: Any = None  # what a call's small tensors look like: plans.Blanks
@@ -160,7 +163,9 @@ class Plan:
         self._backward: Launcher | None = None
 
     def forward(self, tensors: Sequence[Any], stream: int | None) -> None:
-        """Launch on the kernel's tensors, in its order: loss to pos_weight."""
+        """Launch on the kernel's tensors, in its order: loss to alarm, logits to pos_weight."""
+        if self.takes_gradient:  # but here the backward launch writes it
+            tensors = (*tensors[:6], None, *tensors[6:], None)
         if self._forward is None:
             self._forward = self.forward_launch().bind(tensors)
         self._forward(tensors, (), stream)
@@ -176,16 +181,17 @@ class Plan:
         k, n, c = (0,) * (3 - len(strides)) + tuple(strides)
         return k, n, c
 
-    def forward_launch(self) -> "Launch":
+    def forward_launch(self, workspace_start: int = 0) -> "Launch":
         """The forward launch, without its tensors."""
         at, f, tile = self.layout, self.formula, self._forward_tile
         sums, columns = columns_of(at, f)
         scalars = (
             *(at.N, at.C, at.P, self.splits),
-            *(*at.logits, *at.targets, *at.valid, at.pos_weight_stride),
-            self.workspace_start,
+            *(*at.dlogits, *at.logits, *at.targets, *at.valid, at.pos_weight_stride),
+            workspace_start or self.workspace_start,
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             0.0 if f.ignore_index is None else f.ignore_index,
+            1.0 / (at.N * at.C * at.P) if f.reduction == "mean" else 1.0,
         )
         if self._masked:
             columns += (finalize.VALID.value,)

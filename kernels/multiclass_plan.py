@@ -42,6 +42,8 @@ def team_of(splits: int, at_once: int) -> int:
 class ClassPlan(Plan):
     """One multiclass formula at one layout on one device."""
 
+    takes_gradient = False
+
     def __init__(
         self,
         layout: Layout,

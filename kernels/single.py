@@ -71,7 +71,7 @@ def read_slot(
 
 NOT_SPECIALIZED = (
     *("loss_ptr", "stats_ptr", "counters_ptr", "alarm_ptr", "pos_weight_ptr", "assumed_ptr"),
-    *("C", "G", "SIXTEENTH_P", "pos_weight_stride", "groups_start"),
+    *("C", "G", "SIXTEENTH_P", "TEAM", "TEAMS", "pos_weight_stride", "workspace_start"),
 )
 
 
@@ -94,9 +94,11 @@ def _single_kernel(
     C,
     G,
     SIXTEENTH_P,  # a sixteenth of the pixels
+    TEAM,  # programs that share a group
+    TEAMS,
     # strides
     pos_weight_stride,
-    groups_start,  # behind workspace_ptr: the table may come first
+    workspace_start,  # behind workspace_ptr: the table may come first
     # scalars
     term_params,  # alpha_neg, alpha_pos, gamma, label_smoothing
     point_weights,
@@ -112,15 +114,13 @@ def _single_kernel(
     POWERS: gl.constexpr,
     REDUCTION: gl.constexpr,
     TARGETS: gl.constexpr,
-    TEAM: gl.constexpr,  # programs that share a group
-    TEAMS: gl.constexpr,
     BLOCK_TEAM: gl.constexpr,  # at least TEAM, a power of two: see single_plan.block_of_team
     TILES: gl.constexpr,  # of a slice
     ROWS: gl.constexpr,
     WIDTH: gl.constexpr,
     SLOTS: gl.constexpr,
     LAG: gl.constexpr,  # groups between the sums and the gradient
-    CHECK: gl.constexpr,
+    CHECK: gl.constexpr,  # whether a slice may reach beyond P
     num_warps: gl.constexpr,
 ):
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, WIDTH], [32, 1], [num_warps, 1], [1, 0])
@@ -154,7 +154,7 @@ def _single_kernel(
     row = gl.arange(0, BLOCK_G, layout=gl.SliceLayout(1, GRID))
     column = gl.arange(0, RECORD, layout=gl.SliceLayout(0, GRID))
     first_number = gl.load(counters_ptr + 1) + 1
-    groups_ptr = workspace_ptr + groups_start
+    groups_ptr = workspace_ptr + workspace_start
     coefs_ptr = table_ptr + NORMS
     assumed = gl.load(assumed_ptr)
 
@@ -269,8 +269,9 @@ def _single_kernel(
             base = h.to(gl.int64) * P
             for k in gl.static_range(TILES):
                 pixel = offsets + k * TILE
+                # what lies behind P is not stored
                 x, t = read_slot(
-                    logits.index(free + k), targets.index(free + k), pixel, P, LAYOUT, CHECK, BOOL
+                    logits.index(free + k), targets.index(free + k), pixel, P, LAYOUT, False, BOOL
                 )
                 dx = assumed * slope_of_terms(x, t, coefs, params, SLOPED, HARD, False, True)
                 dx = dx.to(dlogits_ptr.dtype.element_ty)
@@ -278,13 +279,8 @@ def _single_kernel(
                     gl.store(dlogits_ptr + base + pixel, dx, mask=pixel < P, cache_modifier=".cs")
                 else:
                     gl.store(dlogits_ptr + base + pixel, dx, cache_modifier=".cs")
-                # the tile's place is free: each thread overwrites what it alone has read
-                if next_step < steps:
-                    fetch(
-                        logits.index(free + k), targets.index(free + k),
-                        logits_ptr + next_base, targets_ptr + next_base, pixel, P, CHECK,
-                    )  # fmt: skip
-        elif next_step < steps:
+        if next_step < steps:
+            # into the slot of group s - LAG: each thread overwrites what it alone has read
             for k in gl.static_range(TILES):
                 fetch(
                     logits.index(free + k), targets.index(free + k),

@@ -25,7 +25,7 @@ def add_four(a0, a1, a2, a3, b0, b1, b2, b3):
 
 
 @gluon.jit
-def words_of(counters_ptr, team, s, TEAM: gl.constexpr, LAG: gl.constexpr):
+def words_of(counters_ptr, team, s, TEAM, LAG: gl.constexpr):
     """Where the first member's words of its team's group s are."""
     words_ptr = (counters_ptr + COUNTERS).to(gl.pointer_type(gl.int64), bitcast=True)
     DEPTH: gl.constexpr = 2 * LAG + 2
@@ -33,7 +33,7 @@ def words_of(counters_ptr, team, s, TEAM: gl.constexpr, LAG: gl.constexpr):
 
 
 @gluon.jit
-def post(words_ptr, overlap, mass, target, number, rank, TEAM: gl.constexpr, FLAT: gl.constexpr):
+def post(words_ptr, overlap, mass, target, number, rank, TEAM, FLAT: gl.constexpr):
     """Give the team this program's sums of one group."""
     k = gl.arange(0, 4, layout=FLAT)
     value = gl.where(k == 0, overlap, gl.where(k == 1, mass, target))
@@ -43,7 +43,7 @@ def post(words_ptr, overlap, mass, target, number, rank, TEAM: gl.constexpr, FLA
 
 
 @gluon.jit
-def ask(words_ptr, member, here, TEAM: gl.constexpr):
+def ask(words_ptr, member, here, TEAM):
     """Every member's words of one group, as far as they have come."""
     return (
         gl.load(words_ptr + member, mask=here, other=0, volatile=True),

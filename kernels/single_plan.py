@@ -3,28 +3,31 @@
 import importlib
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastseg_losses.kernels import finalize, terms
-from fastseg_losses.kernels.gradient import _settle_kernel
+from fastseg_losses.kernels import terms
+from fastseg_losses.kernels.early_plan import EarlyPlan
 from fastseg_losses.kernels.launch import (
     Device,
     Formula,
     Launch,
-    Launcher,
     Layout,
     columns_of,
     sloped_sums,
 )
-from fastseg_losses.kernels.tiles import SingleTile, single_tile
+from fastseg_losses.kernels.tiles import SingleTile, divided_alike, single_tile
 
-SETTLE_BLOCK = 4096
 REGISTERS = 1 << 16  # of a multiprocessor
-# Of a loss and its dtypes. How a shape is divided among programs is compiled in, which takes
-# seconds: whoever trains at sizes that change from batch to batch would wait for each.
-MOST_DIVISIONS = 1
 
-_DIVISIONS: dict[Any, set[Any]] = {}
+_COMPILED: dict[Any, "Compiled"] = {}  # by loss, dtypes and device
+
+
+class Compiled(NamedTuple):
+    """What of a division among programs is compiled in."""
+
+    tile: SingleTile  # but for its team and teams
+    block: int  # places for a team's words
+    tails: bool  # whether slices may reach beyond a group's pixels
 
 
 @cache
@@ -54,20 +57,19 @@ def block_of_team(tile: SingleTile) -> int:
 
 
 def admit(plan: "SinglePlan") -> "SinglePlan | None":
-    """The plan, or None where its shape is divided in another way than those that are compiled.
+    """The plan, or one that divides its groups otherwise; None where two launches serve better.
 
-    The first shape is admitted, and all that are divided in the same way; for others the two
-    launches serve, which are compiled for any shape.
+    A kernel takes seconds to compile, and whoever trains at sizes that change from batch to batch
+    would wait for many. So the first large shape of a loss and its dtypes has the kernel that is
+    best for it, and others that one too, where it leaves few programs idle.
     """
     f, at = plan.formula, plan.layout
     kind = (f.points, f.logs, f.powers, f.reduction, at.targets_kind, at.targets_bytes)
-    compiled = _DIVISIONS.setdefault((kind, plan.device.index), set())
-    division = (plan.tile, plan.tails)
-    if division not in compiled and len(compiled) >= MOST_DIVISIONS:
-        return None
-    compiled.add(division)
-    plan.admitted = True
-    return plan
+    first = _COMPILED.setdefault((kind, plan.device.index), plan.compiled)
+    admitted = plan if plan.compiled == first else plan.divided_like(first)
+    if admitted is not None:
+        admitted.admitted = True
+    return admitted
 
 
 def _tile_for(at: Layout, f: Formula, device: Device) -> SingleTile | None:
@@ -91,38 +93,46 @@ def _tile_for(at: Layout, f: Formula, device: Device) -> SingleTile | None:
     return single_tile(at.N * at.C, at.P, at.targets_bytes, device.multiprocessors)
 
 
-class SinglePlan:
-    """One formula at one layout on one device, for the single launch and what settles it."""
+class SinglePlan(EarlyPlan):
+    """One formula at one layout on one device, for the single launch."""
 
-    def __init__(self, layout: Layout, formula: Formula, device: Device, tile: SingleTile) -> None:
-        self.layout, self.formula, self.device, self.tile = layout, formula, device, tile
-        self.groups = layout.N * layout.C
+    numbered = True
+
+    def __init__(
+        self,
+        layout: Layout,
+        formula: Formula,
+        device: Device,
+        tile: SingleTile,
+        compiled: Compiled | None = None,
+    ) -> None:
         programs = tile.team * tile.teams
-        # norms and coefs as in the two-launch table, then the upstream gradient that was assumed
-        self.used = finalize.NORMS.value + (2 + len(formula.points)) * self.groups
-        self.groups_start = self.used + 1 + -(self.used + 1) % 16
-        records = self.groups + programs
-        self.scratch_size = self.groups_start + finalize.RECORD.value * records
+        super().__init__(layout, formula, device, layout.N * layout.C, programs)
+        self.tile = tile
+        tails = tile.team * tile.tiles * 128 * tile.num_warps != layout.P
+        own = Compiled(tile._replace(team=0, teams=0), block_of_team(tile), tails)
+        self.compiled = own if compiled is None else compiled
         # 4 counters, then 8 bytes for each of the 3 sums that a program posts: single_exchange.py
         self.num_counters = 4 + 2 * 3 * (2 * tile.lag + 2) * programs
-        self.counters: dict[int, Any] = {}  # by stream
-        self.tables: tuple[Any, ...] = ()
         self.admitted = False  # see admit
-        self.tails = tile.team * tile.tiles * 128 * tile.num_warps != layout.P
-        self._forward: Launcher | None = None
-        self._settle: Launcher | None = None
+
+    def divided_like(self, compiled: Compiled) -> "SinglePlan | None":
+        """The same by a kernel that is there; None where it does not fit or idles too much."""
+        at, device = self.layout, self.device
+        tile = divided_alike(compiled.tile, self.groups, at.P, device.multiprocessors)
+        if tile is None or tile.team > compiled.block:
+            return None
+        found = SinglePlan(at, self.formula, device, tile, compiled)
+        tails = tile.team * tile.tiles * 128 * tile.num_warps != at.P
+        return found if compiled.tails or not tails else None
 
     def forward(self, tensors: Sequence[Any], stream: int | None) -> None:
-        """Launch on the kernel's tensors, in its order: loss to assumed."""
+        """Launch on loss to dlogits and logits to assumed, two of which are for everybody None."""
+        logits, targets, _, _, pos_weight, assumed = tensors[7:]
+        tensors = (*tensors[:7], logits, targets, pos_weight, assumed)
         if self._forward is None:
             self._forward = self.forward_launch().bind(tensors)
         self._forward(tensors, (), stream)
-
-    def settle(self, tensors: Sequence[Any], stream: int | None) -> None:
-        """Launch on (dlogits, assumed, dloss, the used upstream gradient)."""
-        if self._settle is None:
-            self._settle = self.settle_launch().bind(tensors)
-        self._settle(tensors, (), stream)
 
     def forward_launch(self) -> Launch:
         """The launch that sums up and writes the gradient, without its tensors."""
@@ -130,13 +140,8 @@ class SinglePlan:
         sums, columns = columns_of(at, f)
         means = f.reduction == "mean"
         scalars = (
-            *(
-                at.C,
-                self.groups,
-                at.P // 16,
-                at.pos_weight_stride,
-                self.groups_start,
-            ),
+            *(at.C, self.groups, at.P // 16, tile.team, tile.teams),
+            *(at.pos_weight_stride, self.workspace_start),
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             1.0 / (self.groups * at.P) if means else 1.0,
             1.0 / self.groups if means else 1.0,
@@ -150,15 +155,13 @@ class SinglePlan:
             "POWERS": f.powers,
             "REDUCTION": f.reduction,
             "TARGETS": at.targets_kind,
-            "TEAM": tile.team,
-            "TEAMS": tile.teams,
-            "BLOCK_TEAM": block_of_team(tile),
+            "BLOCK_TEAM": self.compiled.block,
             "TILES": tile.tiles,
             "ROWS": 32 * tile.num_warps,
             "WIDTH": 4,
             "SLOTS": tile.slots,
             "LAG": tile.lag,
-            "CHECK": self.tails,
+            "CHECK": self.compiled.tails,
             "num_warps": tile.num_warps,
         }
         # Cooperative: programs wait for each other, so all must be resident at once.
@@ -171,11 +174,3 @@ class SinglePlan:
         }
         kernel = gluon_kernels()._single_kernel
         return Launch(kernel, (tile.team * tile.teams, 1, 1), scalars, constexprs, options)
-
-    def settle_launch(self) -> Launch:
-        """The launch that multiplies the gradient if it has to, without its tensors."""
-        size = self.groups * self.layout.P
-        programs = min(-(-size // SETTLE_BLOCK), 2 * self.device.multiprocessors)
-        options = {"num_warps": 8, "enable_fp_fusion": True}
-        constexprs = {"BLOCK": SETTLE_BLOCK}
-        return Launch(_settle_kernel, (programs, 1, 1), (size,), constexprs, options)

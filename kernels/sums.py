@@ -1,11 +1,15 @@
-"""The forward kernel: every sum in one read, the loss finished in the same launch."""
+"""The forward kernel: every sum in one read, the loss finished in the same launch.
+
+Of a loss without a region term it writes the gradient too: no pixel's slope waits for a sum.
+"""
 
 import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import finalize
+from fastseg_losses.kernels.gradient import slope_of_points
 from fastseg_losses.kernels.last_program import complete_record, finish_program
-from fastseg_losses.kernels.pixels import pixel_base, read_pixels
+from fastseg_losses.kernels.pixels import pixel_base, read_pixels, store_tile, tile_offsets
 from fastseg_losses.kernels.terms import pixel_of
 from fastseg_losses.kernels.words import (
     BYTE_BITS,
@@ -21,6 +25,7 @@ ACTUAL = finalize.ACTUAL
 FIRST_POINT = finalize.FIRST_POINT
 MASS = finalize.MASS
 VALID = finalize.VALID
+NORMS = finalize.NORMS
 
 
 @triton.jit
@@ -89,7 +94,8 @@ def columns_sum(sums, COLUMNS: tl.constexpr, zero):
 # start a compilation.
 NOT_SPECIALIZED = (
     *("loss_ptr", "stats_ptr", "counters_ptr", "alarm_ptr", "class_weights_ptr", "pos_weight_ptr"),
-    *("N", "C", "P", "S", "pos_weight_stride", "workspace_start"),
+    *("assumed_ptr", "N", "C", "P", "S", "pos_weight_stride", "workspace_start"),
+    *("dlogits_stride_n", "dlogits_stride_c", "dlogits_stride_p"),
     *("logits_stride_n", "logits_stride_c", "logits_stride_p"),
     *("targets_stride_n", "targets_stride_c", "targets_stride_p"),
     *("valid_stride_n", "valid_stride_p"),
@@ -105,18 +111,23 @@ def _sums_forward_kernel(
     workspace_ptr,  # groups, partials: see finalize.py
     counters_ptr,  # (1 + G,) int32, with BATCH N C more; all 0 before and after
     alarm_ptr,  # (1,) int32 on the host, or None
+    dlogits_ptr,  # (N, C, P), of losses without a region term; or None: the backward launch's
     # inputs
     logits_ptr,  # (N, C, P)
     targets_ptr,  # (N, C, P)
     valid_ptr,  # (N, P) or (N,) or None
     class_weights_ptr,  # (C,) or None
     pos_weight_ptr,  # (C,) or None
+    assumed_ptr,  # (1,) the upstream gradient to assume, with dlogits_ptr
     # sizes
     N,
     C,
     P,
     S,  # programs a (sample, class)
     # strides
+    dlogits_stride_n,
+    dlogits_stride_c,
+    dlogits_stride_p,
     logits_stride_n,
     logits_stride_c,
     logits_stride_p,
@@ -133,6 +144,7 @@ def _sums_forward_kernel(
     region_weights,
     region_params,
     ignore_index,
+    point_scale,  # 1 / pixels under "mean", 1 under "sum"
     # constexprs
     TERMS: tl.constexpr,
     # of the terms' sums in a record, and of the count of live pixels, or of targets in WORDS
@@ -178,6 +190,15 @@ def _sums_forward_kernel(
     if pos_weight_ptr is not None:
         pos_weight = tl.load(pos_weight_ptr + c * pos_weight_stride)
     params = (term_params[0], term_params[1], term_params[2], pos_weight, term_params[3])
+    if dlogits_ptr is not None:
+        dlogits_ptr += pixel_base(n, c, dlogits_stride_n, dlogits_stride_c, ALIGNED)
+        assumed = tl.load(assumed_ptr)
+        scale = assumed * point_scale
+        if class_weights_ptr is not None:
+            scale *= tl.load(class_weights_ptr + c)
+        coefs = ()
+        for k in tl.static_range(NUM_POINT):
+            coefs = coefs + (point_weights[k] * scale,)
 
     zero = tl.zeros([ROWS], tl.float32)
     sums = ()
@@ -205,6 +226,13 @@ def _sums_forward_kernel(
         sums, extremes = add_tile(
             sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST, TARGETS, IDENTITY, PTX
         )
+        if dlogits_ptr is not None:
+            dx = slope_of_points(x, t, coefs, params, TERMS, HARD, IDENTITY, PTX)
+            dx = tl.where(live, dx, 0.0)
+            inside = full * TILE + tile_offsets(ROWS, WIDTH) < size
+            store_tile(
+                dlogits_ptr, full * TILE, dlogits_stride_p, dx, inside, ROWS, WIDTH, UNIT, True
+            )
         if WORDS:
             ones += tl.sum(t, 1).to(tl.int32)
     if WORDS:  # asked for one tile ahead, so that none waits
@@ -228,6 +256,13 @@ def _sums_forward_kernel(
             sums, extremes, x, t, live, params, TERMS, COUNT, LOWEST,
             "checked" if WORDS else TARGETS, IDENTITY, PTX, not WORDS,
         )  # fmt: skip
+        if dlogits_ptr is not None:
+            dx = slope_of_points(x, t, coefs, params, TERMS, HARD, IDENTITY, PTX)
+            if COUNT:
+                dx = tl.where(live, dx, 0.0)
+            store_tile(
+                dlogits_ptr, tile * TILE, dlogits_stride_p, dx, live, ROWS, WIDTH, UNIT, False
+            )
 
     if WORDS:
         sums = sums + (ones.to(tl.float32),)
@@ -268,6 +303,12 @@ def _sums_forward_kernel(
     if HARD:
         target = tl.sum(tl.where(column == TARGET, record, 0.0))
         record = tl.where(column == ACTUAL, target, record)
+    if dlogits_ptr is not None:
+        if pid == 0:
+            G = N * C
+            if BATCH:
+                G = C
+            tl.store(table_ptr + NORMS + (2 + NUM_POINT) * G, assumed)
     record = complete_record(record, largest, nonfinite, bad_targets, NUM_POINT, True)
 
     finish_program(

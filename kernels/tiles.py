@@ -37,6 +37,23 @@ def forward_tile(logits_bytes: int, targets_bytes: int, unit: bool) -> ForwardTi
     return ForwardTile(rows=128, width=8, num_warps=4, stages=3, programs=8, registers=64)
 
 
+def points_tile(targets_bytes: int, unit: bool) -> ForwardTile:
+    """Tile of a forward launch of 4-byte logits that writes the gradient too.
+
+    H100, BCE alone, us; beside it the same loss in two launches:
+
+        32x1x1024x1024  fp32   256x4 4 warps, 1 stage, 128 registers: 148;  2, 80: 151     225
+                        uint8  256x4 4 warps, 2 stages, 80 registers: 115;  256x8 8, 64: 117 174
+        8x1x512x512     fp32   11.1, 11.8                                                   20
+                        uint8  11.9, 12.3
+    """
+    if not unit:
+        return forward_tile(4, targets_bytes, unit)
+    if targets_bytes == 1:
+        return ForwardTile(rows=256, width=4, num_warps=4, stages=2, programs=6, registers=80)
+    return ForwardTile(rows=256, width=4, num_warps=4, stages=1, programs=4, registers=128)
+
+
 def gradient_tile(logits_bytes: int, targets_bytes: int, unit: bool, words: bool) -> GradientTile:
     """Tile of the backward kernel for the given element sizes; `words`: see words.py."""
     if not unit:
@@ -105,15 +122,32 @@ def single_tile(
             tiles = -(-pixels // (available // teams * tile))
             if tiles > most:
                 break  # more teams are smaller
-            steps = -(-groups // teams)
             team = -(-pixels // (tiles * tile))
-            share = groups * pixels / (steps * available * tiles * tile)
-            # Small slices pay for the exchange between programs, once a step.
-            share *= tiles / (tiles + 1)
+            found = SingleTile(team, teams, tiles, num_warps, slots, lag, programs)
+            share = _share_at_work(found, groups, pixels, multiprocessors)
             if share > best_share and (num_warps > 4 or team <= LARGEST_SMALL_TEAM):
-                best = SingleTile(team, teams, tiles, num_warps, slots, lag, programs)
-                best_share = share
+                best, best_share = found, share
     return best if best_share > LEAST_SHARE else None
+
+
+def divided_alike(
+    tile: SingleTile, groups: int, pixels: int, multiprocessors: int
+) -> SingleTile | None:
+    """Other groups by the programs of `tile`; None where too many of them would be idle."""
+    team = -(-pixels // (tile.tiles * 4 * 32 * tile.num_warps))
+    teams = min(groups, tile.programs * multiprocessors // team)
+    if teams == 0:
+        return None
+    found = tile._replace(team=team, teams=teams)
+    share = _share_at_work(found, groups, pixels, multiprocessors)
+    return found if share > LEAST_SHARE else None
+
+
+def _share_at_work(tile: SingleTile, groups: int, pixels: int, multiprocessors: int) -> float:
+    slice_pixels = tile.tiles * 4 * 32 * tile.num_warps
+    pixels_of_steps = -(-groups // tile.teams) * tile.programs * multiprocessors * slice_pixels
+    # Small slices pay for the exchange between programs, once a step.
+    return groups * pixels / pixels_of_steps * tile.tiles / (tile.tiles + 1)
 
 
 def programs_per_group(groups: int, pixels: int, tile: ForwardTile, multiprocessors: int) -> int:

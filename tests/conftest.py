@@ -41,7 +41,7 @@ def first_division():
     """Each test's first large shape may take the single launch, whatever came before it."""
     single_plan = sys.modules.get("fastseg_losses.kernels.single_plan")
     if single_plan is not None:
-        single_plan._DIVISIONS.clear()
+        single_plan._COMPILED.clear()
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def single(tile, shape, upstream, dtype=torch.float32):
     from fastseg_losses.kernels import single_plan
 
     plans.PLANS.clear()
-    single_plan._DIVISIONS.clear()  # of an earlier case
+    single_plan._COMPILED.clear()  # of an earlier case
     before = single_plan.single_tile
 
     def forced(groups, pixels, *_):

@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastseg_losses.kernels import launch, single_plan
+from fastseg_losses.kernels import early_plan, launch, single_plan
 from fastseg_losses.kernels.generalized import generalized_launch
 from fastseg_losses.kernels.tiles import SingleTile
 from fastseg_losses.spec import RegionTerm
@@ -109,6 +109,7 @@ def build_both(plan, logits, targets, target, *, weights=False, vector="pos_weig
         **dict.fromkeys(("loss_ptr", "stats_ptr", "workspace_ptr"), "*fp32"),
         **dict.fromkeys(("counters_ptr", "alarm_ptr"), "*i32"),
         "class_weights_ptr": "*fp32" if weights else None,
+        **dict.fromkeys(("dlogits_ptr", "assumed_ptr")),
     }
     strides = dict.fromkeys(("dloss_stride_k", "dloss_stride_n", "dloss_stride_c"), "i32")
     backward = {**shared, **strides, "dlogits_ptr": POINTERS[logits], "dloss_ptr": "*fp32"}
@@ -155,6 +156,32 @@ def test_every_variant_builds(target, variant):
     weights = options.pop("weights", False)
     plan = make_plan("bfloat16", targets, ptx=target.startswith("sm"), **options)
     build_both(plan, "bfloat16", targets, TARGETS[target], weights=weights)
+
+
+@pytest.mark.parametrize("ignore", [None, 255.0], ids=["all-count", "ignore"])
+@pytest.mark.parametrize("points", [("bce",), ("focal",), ("bce", "focal_squared")], ids=str)
+@pytest.mark.parametrize("targets", ["float32", "uint8"])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_a_forward_launch_that_writes_the_gradient_builds(target, targets, points, ignore):
+    both = make_plan("float32", targets, ptx=target.startswith("sm"), points=points)
+    formula = both.formula._replace(
+        **dict.fromkeys(("region_weights", "region_params", "logs", "powers"), ()),
+        reduction="mean" if ignore is None else "sum",
+        ignore_index=ignore,
+    )
+    plan = early_plan.plan_points(both.layout, formula, both.device)
+    pointers = {
+        **dict.fromkeys(("loss_ptr", "stats_ptr", "table_ptr", "workspace_ptr"), "*fp32"),
+        **dict.fromkeys(("counters_ptr", "alarm_ptr"), "*i32"),
+        **dict.fromkeys(("dlogits_ptr", "logits_ptr", "assumed_ptr"), "*fp32"),
+        "targets_ptr": POINTERS[targets],
+        **dict.fromkeys(("valid_ptr", "class_weights_ptr", "pos_weight_ptr")),
+    }
+    kernel = build(plan.forward_launch(), pointers, TARGETS[target])
+    if target == "sm_90":
+        text = kernel.asm["ptx"]
+        assert "st.global.cs.v4" in text and "ld.local" not in text
+        assert text.count("ex2.approx") <= 2 * 24  # of a pixel once, for its sums and its slope
 
 
 SINGLE_TILES = {
