@@ -160,6 +160,15 @@ def test_batch(row, reduction, device):
         )
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 9, 31), (140, 1, 2, 3), (140, 3, 2, 3)], ids=str)
+def test_batch_sums_of_few_and_of_many_records(shape, device):
+    """From 129 records on, each sample's are added up first; one group is finished at once."""
+    logits, targets = draw(shape, device)
+    check_against_float64(
+        lambda **k: CombinedSegmentationLoss(mode="multilabel", batch=True, **k), logits, targets
+    )
+
+
 def test_many_groups_and_many_programs(device):
     """More groups than are read at once, and one group over many programs."""
     logits, targets = draw((50, 7, 5, 5), device)
