@@ -2,8 +2,14 @@
 
 import pytest
 import torch
+from early_checks import (
+    check_any_upstream_gradient,
+    check_backward_twice,
+    check_one_launch_each_way,
+    check_two_launches_agree,
+)
 from losses_table import ALL, ids
-from oracle import check_against_float64, rms_error, run
+from oracle import check_against_float64, run
 
 from fastseg_losses import BCELoss, CombinedSegmentationLoss, DiceLoss, FocalLoss, plans
 from fastseg_losses.kernels.early_plan import PointsPlan
@@ -97,16 +103,12 @@ def test_what_has_to_count_first_takes_two_launches(loss, options, dtype, valid,
 
 
 def test_any_upstream_gradient_and_the_same_bits(device):
-    """Powers of two are assumed the next time, others multiplied in; the bits are the same."""
     logits, masks = draw((3, 1, 24, 24), device)
     criterion = FocalLoss(backend="triton")
-    one = run(criterion, logits, masks, dloss=torch.ones(()))
-    for value in (1.0, 0.25, 0.25, 3.7, 0.25, 3.7, 1.0, 0.0, 65536.0, -1.0, 1.0):
-        again = run(criterion, logits, masks, dloss=torch.tensor(value))
-        assert torch.equal(again.dlogits, one.dlogits * value), value
-        assert torch.equal(again.loss, one.loss) and torch.equal(again.stats, one.stats)
+    check_any_upstream_gradient(criterion, logits, masks)
     with torch.no_grad():
-        assert torch.equal(criterion(logits, masks), one.loss)
+        loss = criterion(logits, masks)
+    assert torch.equal(run(criterion, logits, masks).loss, loss)
 
 
 def test_each_loss_has_an_assumption_of_its_own(device):
@@ -121,18 +123,7 @@ def test_each_loss_has_an_assumption_of_its_own(device):
 
 
 def test_backward_twice_through_a_retained_graph(device):
-    logits, masks = draw((2, 1, 16, 24), device)
-    x = logits.requires_grad_()
-    loss = BCELoss(backend="triton")(x, masks)
-    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
-    kept = first.clone()
-    (second,) = torch.autograd.grad(loss * 3.0, x, retain_graph=True)
-    torch.testing.assert_close(second, 3.0 * kept, rtol=1e-5, atol=1e-12)
-    assert torch.equal(first, kept), "the second backward wrote into the first one's gradient"
-    (third,) = torch.autograd.grad(loss, x, create_graph=True)
-    torch.testing.assert_close(third, kept, rtol=1e-5, atol=1e-12)
-    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
-        third.sum().backward()
+    check_backward_twice(BCELoss(backend="triton"), *draw((2, 1, 16, 24), device))
 
 
 def test_every_element_of_every_output_is_written(device):
@@ -166,37 +157,13 @@ def test_nonfinite_logits_and_bad_targets_are_counted(bad, device):
 @pytest.mark.gpu
 @pytest.mark.parametrize("targets", [torch.float32, torch.uint8], ids=str)
 def test_one_launch_each_way_in_the_gradients_memory(targets, cuda):
-    from test_gpu import kernels_of
-
     logits, masks = draw((8, 1, 512, 512), cuda, targets)
-    x = logits.requires_grad_()
-    criterion, dloss, kept = FocalLoss(), torch.ones((), device=cuda), []
-    torch.autograd.grad(criterion(x, masks), x, dloss)
+    check_one_launch_each_way(FocalLoss(), logits, masks, "_sums_forward_kernel")
     assert early()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        torch.autograd.grad(criterion(x, masks, return_stats=True)[0], x, dloss)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.cuda.max_memory_allocated() - before <= x.nbytes + (1 << 20)
-    forward = kernels_of(lambda: kept.append(criterion(x, masks, return_stats=True)[0]))
-    backward = kernels_of(lambda: torch.autograd.grad(kept[0], x, dloss))
-    assert len(forward) == 1 and "_sums_forward_kernel" in forward[0], forward
-    assert len(backward) == 1 and "_settle_kernel" in backward[0], backward
 
 
 @pytest.mark.gpu
-def test_large_inputs_and_the_two_launches_agree(cuda):
-    for shape in [(32, 1, 1000, 1024), (3, 5, 1237, 991)]:
-        logits, masks = draw(shape, cuda)
-        criterion = BCELoss(mode="multilabel")
-        plans.PLANS.clear()
-        single = run(criterion, logits, masks, dloss=torch.tensor(0.5))
-        assert early()
-        everything = torch.ones(shape[0], dtype=torch.bool, device=cuda)  # masks take two launches
-        double = run(criterion, logits, masks, everything, dloss=torch.tensor(0.5))
-        torch.testing.assert_close(single.loss, double.loss, rtol=2e-6, atol=0)
-        torch.testing.assert_close(single.stats, double.stats, rtol=2e-6, atol=1e-7)
-        assert rms_error(single.dlogits, double.dlogits) < 1e-6
+@pytest.mark.parametrize("shape", [(32, 1, 1000, 1024), (3, 5, 1237, 991)], ids=str)
+def test_large_inputs_and_the_two_launches_agree(shape, cuda):
+    criterion = BCELoss(mode="multilabel")
+    check_two_launches_agree(criterion, *draw(shape, cuda), early, dloss=0.5)

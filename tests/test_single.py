@@ -4,6 +4,12 @@ import itertools
 
 import pytest
 import torch
+from early_checks import (
+    check_any_upstream_gradient,
+    check_backward_twice,
+    check_one_launch_each_way,
+    check_two_launches_agree,
+)
 from losses_table import ALL, DEFAULTS, ids
 from oracle import check_against_float64, rms_error, run
 
@@ -212,30 +218,14 @@ def test_byte_masks_anywhere(forced, cuda):
 
 @pytest.mark.gpu
 def test_any_upstream_gradient_and_the_same_bits(forced, cuda):
-    """Powers of two are assumed the next time, others multiplied in; the bits are the same."""
-    logits, masks = draw((3, 1, 64, 96), cuda)
-    criterion = CombinedSegmentationLoss(backend="triton")
-    one = run(criterion, logits, masks, dloss=torch.ones(()))
-    for value in (1.0, 0.25, 0.25, 3.7, 0.25, 3.7, 1.0, 0.0, 65536.0, -1.0, 1.0):
-        again = run(criterion, logits, masks, dloss=torch.tensor(value))
-        assert torch.equal(again.dlogits, one.dlogits * value), value
-        assert torch.equal(again.loss, one.loss) and torch.equal(again.stats, one.stats)
+    check_any_upstream_gradient(CombinedSegmentationLoss(), *draw((3, 1, 64, 96), cuda))
+    assert taken()
 
 
 @pytest.mark.gpu
 def test_backward_twice_through_a_retained_graph(forced, cuda):
-    logits, masks = draw((2, 1, 64, 96), cuda)
-    x = logits.requires_grad_()
-    loss = CombinedSegmentationLoss()(x, masks)
-    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
-    kept = first.clone()
-    (second,) = torch.autograd.grad(loss * 3.0, x, retain_graph=True)
-    torch.testing.assert_close(second, 3.0 * kept, rtol=1e-5, atol=1e-12)
-    assert torch.equal(first, kept), "the second backward wrote into the first one's gradient"
-    (third,) = torch.autograd.grad(loss, x, create_graph=True)
-    torch.testing.assert_close(third, kept, rtol=1e-5, atol=1e-12)
-    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
-        third.sum().backward()
+    check_backward_twice(CombinedSegmentationLoss(), *draw((2, 1, 64, 96), cuda))
+    assert taken()
 
 
 @pytest.mark.gpu
@@ -282,26 +272,10 @@ def test_numbers_rise_and_bits_repeat(forced, cuda):
 @pytest.mark.gpu
 @pytest.mark.parametrize("targets", [torch.float32, torch.uint8], ids=str)
 def test_one_launch_each_way_without_a_sync(targets, cuda):
-    from test_gpu import kernels_of
-
     plans.PLANS.clear()
     logits, masks = draw((32, 1, 1024, 1024), cuda, targets)
-    x = logits.requires_grad_()
-    criterion, dloss, kept = CombinedSegmentationLoss(), torch.ones((), device=cuda), []
-    torch.autograd.grad(criterion(x, masks), x, dloss)
+    check_one_launch_each_way(CombinedSegmentationLoss(), logits, masks, "_single_kernel")
     assert taken()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        torch.autograd.grad(criterion(x, masks, return_stats=True)[0], x, dloss)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.cuda.max_memory_allocated() - before <= x.nbytes + (1 << 20)
-    forward = kernels_of(lambda: kept.append(criterion(x, masks, return_stats=True)[0]))
-    backward = kernels_of(lambda: torch.autograd.grad(kept[0], x, dloss))
-    assert len(forward) == 1 and "_single_kernel" in forward[0], forward
-    assert len(backward) == 1 and "_settle_kernel" in backward[0], backward
 
 
 @pytest.mark.gpu
@@ -312,15 +286,20 @@ def test_large_inputs_and_the_two_launches_agree(targets, cuda):
     for shape in [(32, 1, 1000, 1024), (128, 1, 512, 512), (600, 1, 272, 256)]:
         plans.PLANS.clear()
         single_plan._COMPILED.clear()
-        logits, masks = draw(shape, cuda, targets)
-        criterion = CombinedSegmentationLoss()
-        single = run(criterion, logits, masks, dloss=torch.ones(()))
-        assert taken()
-        everything = torch.ones(shape[0], dtype=torch.bool, device=cuda)  # masks take two launches
-        double = run(criterion, logits, masks, everything, dloss=torch.ones(()))
-        torch.testing.assert_close(single.loss, double.loss, rtol=2e-6, atol=0)
-        torch.testing.assert_close(single.stats, double.stats, rtol=2e-6, atol=1e-7)
-        assert rms_error(single.dlogits, double.dlogits) < 1e-6
+        check_two_launches_agree(CombinedSegmentationLoss(), *draw(shape, cuda, targets), taken)
+
+
+@pytest.mark.gpu
+def test_shapes_divided_by_another_ones_kernel(cuda):
+    """Tails, more teams, fewer: all by the kernel that was compiled for the first."""
+    from fastseg_losses.kernels import single_plan
+
+    compiled = set()
+    for shape in [(40, 1, 1000, 1000), (32, 1, 1024, 1024), (128, 1, 512, 512), (70, 1, 512, 528)]:
+        plans.PLANS.clear()
+        check_two_launches_agree(CombinedSegmentationLoss(), *draw(shape, cuda), taken)
+        compiled |= {p.single.compiled for p in plans.PLANS.values() if p.single is not None}
+    assert len(compiled) == 1 and len(single_plan._COMPILED) == 1
 
 
 @pytest.mark.gpu
