@@ -105,7 +105,8 @@ def _stream_counters(size: int, device: torch.device, stream: int, *, numbered: 
     slab = _SHARED.get((device, stream, numbered))
     if slab is None or slab.numel() < size:
         # Plans that were here before keep the smaller one: with counters of their own.
-        slab = _lasting(max(size, SHARED_COUNTERS), 0, torch.int32, device)
+        doubled = 1 << (size - 1).bit_length()
+        slab = _lasting(max(doubled, SHARED_COUNTERS), 0, torch.int32, device)
         _SHARED[device, stream, numbered] = slab
     return slab[:size]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastseg_losses import CombinedSegmentationLoss, DiceLoss, plans
+from fastseg_losses import CombinedSegmentationLoss, DiceLoss, FocalLoss, plans
 from fastseg_losses.functional import predict_mask, region_sums
 from fastseg_losses.ops_generalized import generalized_loss
 
@@ -77,6 +77,14 @@ def mask_of(valid, N, high):
     if valid == "sample":
         return torch.arange(N) % 2 == 0
     return torch.rand(N, *high) < 0.6 if valid == "pixel" else None
+
+
+def points(shape, **options):
+    """No region term: the forward launch writes the gradient too."""
+    logits, targets = 3 * torch.randn(shape), torch.rand(shape).round().to(torch.uint8)
+    if "ignore_index" in options:
+        targets[:, :, :3] = options["ignore_index"]
+    check(lambda **k: FocalLoss(mode="multilabel", **options, **k), logits, targets)
 
 
 def sums():
@@ -167,6 +175,9 @@ CASES: dict[str, Case] = {
     "binary, none": lambda: binary((2, 1, 7, 9), reduction="none", focal_gamma=1.5),
     "multilabel, weights": lambda: binary((3, 3, 7, 5), **WEIGHTS),
     "multilabel, batch": lambda: binary((3, 3, 19, 23), batch=True, ignore_index=255),
+    "multilabel, batch, many": lambda: binary((140, 2, 3, 5), batch=True),
+    "points": lambda: points((3, 2, 37, 29)),
+    "points, sum": lambda: points((1, 1, 60_001), reduction="sum", ignore_index=255),
     "region sums": sums,
     "multiclass, 4": lambda: multiclass((2, 4, 13, 17), ignore_index=255),
     "multiclass, 4, soft": lambda: multiclass((2, 4, 13, 17), soft=True, valid="pixel"),
