@@ -123,19 +123,21 @@ def _launch_early(
     plan: Plan, single: EarlyPlan, inputs: Inputs, row: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, table and the gradient for the assumed upstream gradient."""
-    logits = inputs[0]
+    logits, targets, valid, _, pos_weight = inputs
     device = logits.device
-    if is_foreign(plan.device.index):
-        with torch.cuda.device(device):
-            return _launch_early(plan, single, inputs, row)
     loss, scratch = torch.empty_like(plan.blanks.loss), torch.empty_like(single.blank)
     dlogits = torch.empty_like(logits)
     row = plan.blanks.unread if row is None else row
     stream = stream_of(plan.device.index)
     counters = counters_for(single, device, stream)
-    outputs = (loss, row, scratch, scratch, counters, alarm_on(device), dlogits)
-    tensors = (*outputs, *inputs, assumed_by(single, device, stream))
-    guarded(single.forward, tensors, stream, plan=single)
+    outputs = (loss, row, scratch, scratch, counters, alarm_on(device))
+    assumed = assumed_by(single, device, stream)
+    guarded(single.forward, (*outputs, dlogits, *inputs, assumed), stream, plan=single)
+    if stream and not single.warm:
+        # A capture takes the two launches, and this may be its warm-up: they are compiled now.
+        backward = (dlogits, loss, scratch, logits, targets, valid, pos_weight)
+        guarded(plan.compile, (*outputs, *inputs), backward)
+        single.warm = True
     return loss, scratch, dlogits
 
 
@@ -236,9 +238,11 @@ def _gradient(ctx: Any, dloss: Tensor, onto: Tensor | None = None) -> Tensor:
         tensors = (ctx.table, logits, targets, valid, None, pos_weight)
         return loss_backward(dloss, *tensors, ctx.spec.key)
     if ctx.gradient is not None:
-        # Given away once: a second backward through a retained graph computes its own.
+        # Given away once: a second backward through a retained graph computes its own. So does a
+        # capture: replayed twice, it would settle twice.
         dlogits, ctx.gradient = ctx.gradient, None
-        return _settle(ctx.single, ctx.table, dlogits, dloss)
+        if not is_capturing(dlogits.device):
+            return _settle(ctx.single, ctx.table, dlogits, dloss)
     inputs: Inputs = (logits, targets, valid, None, pos_weight)
     plan = ctx.plan
     if _places(logits, targets, valid) != ctx.places:

@@ -23,6 +23,7 @@ from fastseg_losses.stats import row_length
 from fastseg_losses.upsampling import full_spec, spatial_size
 
 if TYPE_CHECKING:
+    from fastseg_losses.kernels.early_plan import EarlyPlan
     from fastseg_losses.kernels.launch import Plan
     from fastseg_losses.kernels.single_plan import SinglePlan
 
@@ -84,6 +85,8 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
         plan = _make_plan(spec, inputs)
         if plan is not None:
             plan.blanks = _blanks(plan, spec, inputs[0])
+            if plan.single is not None:
+                _give_blank(plan.single, inputs[0].device)
         if len(PLANS) >= MAX_PLANS:
             PLANS.clear()
         PLANS[key] = plan
@@ -94,9 +97,11 @@ def _blanks(plan: Plan, spec: LossSpec, logits: Tensor) -> Blanks:
     unread = unread_on(logits.device)
     one = unread[:1]
     row, scratch = (one.expand(size) for size in (row_length(spec, logits), plan.scratch_size))
-    if plan.single is not None:
-        plan.single.blank = one.expand(plan.single.scratch_size)
     return Blanks(one[0].expand(plan.loss_shape), row, unread, scratch)
+
+
+def _give_blank(single: EarlyPlan, device: torch.device) -> None:
+    single.blank = unread_on(device)[:1].expand(single.scratch_size)
 
 
 def _packed(spec: LossSpec, inputs: Inputs) -> Inputs:
@@ -187,7 +192,7 @@ def admitted_single(plan: Plan, single: SinglePlan) -> SinglePlan | None:
 
     admitted = admit(single)
     if admitted is not None:
-        admitted.blank = single.blank[:1].expand(admitted.scratch_size)
+        _give_blank(admitted, single.blank.device)
     plan.single = admitted
     return admitted
 

@@ -75,8 +75,10 @@ def counters_for(plan: Plan | EarlyPlan, device: torch.device, stream: int) -> T
     """Counters that no launch in flight shares, as all launches before have left them.
 
     Launches of one stream follow each other, whatever their plan; each leaves its counters at 0, or
-    (numbered ones) at a number that no later launch waits for. So a stream has two sets for all
-    plans. A captured launch may be replayed beside any other, so it gets counters of its own.
+    (numbered ones) at numbers that no later launch waits for before 2^32 groups. So a stream has
+    two sets for all plans. It is known by its handle: one for several streams (cudaStreamPerThread
+    of several threads) is none that PyTorch gives. A captured launch may be replayed beside any
+    other, so it gets counters of its own.
     """
     size = plan.num_counters
     if stream and is_capturing(device):  # the default stream, 0, cannot be captured

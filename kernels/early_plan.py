@@ -33,6 +33,7 @@ class EarlyPlan:
         self.tables: tuple[Any, ...] = ()
         self.blank: Any = None  # scratch as a tensor without memory of its own
         self.admitted = True  # see single_plan.admit
+        self.warm = False  # whether the two launches are compiled too, see ops._launch_early
         self._forward: Launcher | None = None
         self._settle: Launcher | None = None
 
@@ -54,9 +55,12 @@ class EarlyPlan:
 class PointsPlan(EarlyPlan):
     """Losses without a region term, whose slopes need no sum: the kernel of the two launches."""
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan.layout, plan.formula, plan.device, plan.groups, plan.programs)
-        self.plan = plan
+    def __init__(self, layout: Layout, formula: Formula, device: Device) -> None:
+        unit = all(at[2] == 1 for at in (layout.logits, layout.targets, layout.dlogits))
+        plan = Plan(layout, formula, device, points_tile(layout.targets_bytes, unit))
+        super().__init__(layout, formula, device, plan.groups, plan.programs)
+        plan.workspace_start = self.workspace_start
+        self.forward_launch = plan.forward_launch
         self.num_counters = plan.num_counters
 
     def forward(self, tensors: Sequence[Any], stream: int | None) -> None:
@@ -64,10 +68,6 @@ class PointsPlan(EarlyPlan):
         if self._forward is None:
             self._forward = self.forward_launch().bind(tensors)
         self._forward(tensors, (), stream)
-
-    def forward_launch(self) -> Launch:
-        """The launch that sums up and writes the gradient, without its tensors."""
-        return self.plan.forward_launch(self.workspace_start)
 
 
 def plan_points(layout: Layout, formula: Formula, device: Device) -> PointsPlan | None:
@@ -77,10 +77,9 @@ def plan_points(layout: Layout, formula: Formula, device: Device) -> PointsPlan 
     (1, where 65536 comes) may have lost all its digits.
     """
     f = formula
-    everything_counts = f.ignore_index is None and not f.class_weighted
-    known = f.reduction == "sum" or (f.reduction == "mean" and everything_counts)
-    alone = f.points and not f.region_weights
-    if not (alone and known and layout.logits_bytes == 4 and layout.valid_kind == "none"):
+    if not f.points or f.region_weights or layout.logits_bytes != 4 or layout.valid_kind != "none":
         return None
-    unit = all(at[2] == 1 for at in (layout.logits, layout.targets, layout.dlogits))
-    return PointsPlan(Plan(layout, f, device, points_tile(layout.targets_bytes, unit)))
+    everything_counts = f.ignore_index is None and not f.class_weighted
+    if f.reduction == "sum" or (f.reduction == "mean" and everything_counts):
+        return PointsPlan(layout, formula, device)
+    return None

@@ -1,8 +1,8 @@
 """From sums to a loss, inside the forward launch: formulas, coefficients, statistics.
 
-The program that stores a group's last partial record finishes that group (with batch, first its
-sample); the one that finishes the last group finishes the loss. Both walk records in a fixed order,
-so the same inputs give the same bits whichever program comes last.
+The program that stores a group's last partial record finishes that group (with batch and many
+records, first its sample); the one that finishes the last group finishes the loss. Both walk
+records in a fixed order, so the same inputs give the same bits whichever program comes last.
 
 A record is RECORD float32 in a row, one cache sector pair, so that a table of them is read in one
 coalesced load and summed by one reduction. Its columns:

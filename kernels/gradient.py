@@ -224,7 +224,7 @@ def _gradient_kernel(
             store_tile(dlogits_ptr, start, dlogits_stride_p, zero, inside, ROWS, WIDTH, UNIT, True)
 
 
-@triton.jit(do_not_specialize=("dloss_ptr", "used_ptr", "assumed_ptr"))
+@triton.jit(do_not_specialize=("dloss_ptr", "used_ptr", "assumed_ptr", "SIZE"))
 def _settle_kernel(
     # outputs
     dlogits_ptr,  # (SIZE,), the gradient for the upstream gradient that was assumed
@@ -240,7 +240,8 @@ def _settle_kernel(
     """Multiply the gradient where the upstream gradient is not the assumed one.
 
     Only powers of two are assumed, and none so far from 1 that a slope could leave float32: to
-    divide by one again is exact, so the gradient's bits do not depend on what was assumed.
+    divide by one again is exact (of a gradient from 2^-126 on), so the gradient's bits do not
+    depend on what was assumed.
     """
     pid = tl.program_id(0)
     dloss = tl.load(dloss_ptr).to(tl.float32)
@@ -252,7 +253,13 @@ def _settle_kernel(
             tl.store(assumed_ptr, dloss)
     if dloss != used:
         factor = dloss / used
-        for block in range(pid, tl.cdiv(SIZE, BLOCK), tl.num_programs(0)):
-            at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        programs = tl.num_programs(0)
+        lane = tl.arange(0, BLOCK)
+        full = SIZE // BLOCK
+        for block in range(pid, full, programs):
+            at = tl.cast(block, tl.int64) * BLOCK + lane
+            tl.store(dlogits_ptr + at, tl.load(dlogits_ptr + at) * factor)
+        if pid == full % programs:  # apart, so that SIZE need not be one that 16 divides
+            at = tl.cast(full, tl.int64) * BLOCK + lane
             here = at < SIZE
             tl.store(dlogits_ptr + at, tl.load(dlogits_ptr + at, mask=here) * factor, mask=here)

@@ -176,19 +176,27 @@ class Plan:
             self._backward = self.backward_launch().bind((*tensors, *dloss_strides))
         self._backward(tensors, dloss_strides, stream)
 
+    def compile(self, forward: Sequence[Any], backward: Sequence[Any]) -> None:
+        """Compile both launches for these tensors, and launch neither."""
+        if self._forward is None:
+            tensors = (*forward[:6], None, *forward[6:], None)
+            self._forward = self.forward_launch().bind(tensors)
+        if self._backward is None:
+            self._backward = self.backward_launch().bind((*backward, 0, 0, 0))
+
     def dloss_strides(self, strides: Sequence[int]) -> Strides:
         """Strides (k, n, c) of an upstream gradient that has these; 0 where all share it."""
         k, n, c = (0,) * (3 - len(strides)) + tuple(strides)
         return k, n, c
 
-    def forward_launch(self, workspace_start: int = 0) -> "Launch":
+    def forward_launch(self) -> "Launch":
         """The forward launch, without its tensors."""
         at, f, tile = self.layout, self.formula, self._forward_tile
         sums, columns = columns_of(at, f)
         scalars = (
             *(at.N, at.C, at.P, self.splits),
             *(*at.dlogits, *at.logits, *at.targets, *at.valid, at.pos_weight_stride),
-            workspace_start or self.workspace_start,
+            self.workspace_start,
             *(f.term_params, f.point_weights, f.region_weights, f.region_params),
             0.0 if f.ignore_index is None else f.ignore_index,
             1.0 / (at.N * at.C * at.P) if f.reduction == "mean" else 1.0,

@@ -7,6 +7,7 @@ nothing is released or acquired: a release would wait for every gradient that is
 
 A team keeps the words of its last 2 * LAG + 2 groups. A program that posts group s has read all of
 group s - 1 - LAG; so the fastest posts at most s + LAG + 1, and the slowest still reads s - LAG.
+Launches of one stream share the memory, however they divide it: all their numbers rise.
 """
 
 import triton

@@ -19,7 +19,9 @@ from fastseg_losses.kernels.tiles import SingleTile, divided_alike, single_tile
 
 REGISTERS = 1 << 16  # of a multiprocessor
 
-_COMPILED: dict[Any, "Compiled"] = {}  # by loss, dtypes and device
+# By loss, size and sign of the masks' numbers, and device. Beside that bool and uint8 have kernels
+# of their own, and a pos_weight, and addresses that 16 does not divide.
+_COMPILED: dict[Any, "Compiled"] = {}
 
 
 class Compiled(NamedTuple):
@@ -28,6 +30,12 @@ class Compiled(NamedTuple):
     tile: SingleTile  # but for its team and teams
     block: int  # places for a team's words
     tails: bool  # whether slices may reach beyond a group's pixels
+
+
+def compiled_for(tile: SingleTile, pixels: int) -> Compiled:
+    """The kernel that is best for groups of so many pixels."""
+    tails = tile.team * tile.tiles * 128 * tile.num_warps != pixels
+    return Compiled(tile._replace(team=0, teams=0), block_of_team(tile), tails)
 
 
 @cache
@@ -82,7 +90,7 @@ def _tile_for(at: Layout, f: Formula, device: Device) -> SingleTile | None:
         packed = packed and (n, c if at.C > 1 else None, p) == expected
     if not (everything_counts and usual and equally and packed and device.hopper):
         return None
-    if f.reduction not in ("mean", "sum"):
+    if f.reduction not in ("mean", "sum") or not f.region_weights:
         return None
     # Half precision: as much to compute, and half as much to read again: 147 us against 111 at
     # 32x1x1024x1024. Bytes are copied four at a time.
@@ -109,9 +117,7 @@ class SinglePlan(EarlyPlan):
         programs = tile.team * tile.teams
         super().__init__(layout, formula, device, layout.N * layout.C, programs)
         self.tile = tile
-        tails = tile.team * tile.tiles * 128 * tile.num_warps != layout.P
-        own = Compiled(tile._replace(team=0, teams=0), block_of_team(tile), tails)
-        self.compiled = own if compiled is None else compiled
+        self.compiled = compiled_for(tile, layout.P) if compiled is None else compiled
         # 4 counters, then 8 bytes for each of the 3 sums that a program posts: single_exchange.py
         self.num_counters = 4 + 2 * 3 * (2 * tile.lag + 2) * programs
         self.admitted = False  # see admit
@@ -122,12 +128,12 @@ class SinglePlan(EarlyPlan):
         tile = divided_alike(compiled.tile, self.groups, at.P, device.multiprocessors)
         if tile is None or tile.team > compiled.block:
             return None
-        found = SinglePlan(at, self.formula, device, tile, compiled)
-        tails = tile.team * tile.tiles * 128 * tile.num_warps != at.P
-        return found if compiled.tails or not tails else None
+        if compiled_for(tile, at.P).tails and not compiled.tails:
+            return None
+        return SinglePlan(at, self.formula, device, tile, compiled)
 
     def forward(self, tensors: Sequence[Any], stream: int | None) -> None:
-        """Launch on loss to dlogits and logits to assumed, two of which are for everybody None."""
+        """Launch on loss to dlogits, logits to assumed; valid and class_weights are None here."""
         logits, targets, _, _, pos_weight, assumed = tensors[7:]
         tensors = (*tensors[:7], logits, targets, pos_weight, assumed)
         if self._forward is None:

