@@ -112,6 +112,7 @@ def _single_kernel(
     SLOPED: gl.constexpr,
     LOGS: gl.constexpr,
     POWERS: gl.constexpr,
+    FLOORS: gl.constexpr,
     REDUCTION: gl.constexpr,
     TARGETS: gl.constexpr,
     BLOCK_TEAM: gl.constexpr,  # at least TEAM, a power of two: see single_plan.block_of_team
@@ -249,7 +250,9 @@ def _single_kernel(
             d_mass = 0.0
             for r in gl.static_range(NUM_REGION):
                 term = region_params[r]
-                value, di, dp = region_term(overlap, mass, target, term, LOGS[r], POWERS[r])
+                value, di, dp = region_term(
+                    overlap, mass, target, term, LOGS[r], POWERS[r], FLOORS[r], True
+                )
                 record = gl.where(column == FIRST_REGION + r, value, record)
                 d_overlap += region_weights[r] * di
                 d_mass += region_weights[r] * dp

@@ -72,12 +72,17 @@ def admit(plan: "SinglePlan") -> "SinglePlan | None":
     best for it, and others that one too, where it leaves few programs idle.
     """
     f, at = plan.formula, plan.layout
-    kind = (f.points, f.logs, f.powers, f.reduction, at.targets_kind, at.targets_bytes)
+    kind = (f.points, f.logs, f.powers, _floors(f), f.reduction, at.targets_kind, at.targets_bytes)
     first = _COMPILED.setdefault((kind, plan.device.index), plan.compiled)
     admitted = plan if plan.compiled == first else plan.divided_like(first)
     if admitted is not None:
         admitted.admitted = True
     return admitted
+
+
+def _floors(f: Formula) -> tuple[bool, ...]:
+    """Which region terms have a floor under their denominator: see spec.RegionTerm.numbers."""
+    return tuple(floor > 0 for *_, floor, _ in f.region_params)
 
 
 def _tile_for(at: Layout, f: Formula, device: Device) -> SingleTile | None:
@@ -159,6 +164,7 @@ class SinglePlan(EarlyPlan):
             "SLOPED": (*sloped_sums(f), *points),
             "LOGS": f.logs,
             "POWERS": f.powers,
+            "FLOORS": _floors(f),
             "REDUCTION": f.reduction,
             "TARGETS": at.targets_kind,
             "BLOCK_TEAM": self.compiled.block,
