@@ -16,7 +16,17 @@ import pytest
 import rivals
 import torch
 from fresh import Worker
-from measure import Case, draw, measure, mode_of, step_of, sync
+from measure import (
+    Case,
+    captured,
+    copy_bandwidth,
+    draw,
+    events_us,
+    measure,
+    mode_of,
+    step_of,
+    sync,
+)
 from rivals import ours, pairs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,6 +55,8 @@ SMALL_UPSAMPLED = [
     Case((2, 1, 16, 16), "float32", "uint8", True, size=(64, 64)),
     Case((1, 5, 8, 16), "float32", "int64", True, ids=True, size=(32, 64)),
 ]
+# Of the smallest compat cases those whose peers are compiled.
+COMPAT_SMALL = ("smp Dice", "smp Focal", "smp SoftBCE", "MONAI GeneralizedDice", "MONAI DiceFocal")
 COMPILE_SECONDS = 120  # for a dozen rivals at once
 SINGLES = ["bce", "dice", "iou", "tversky", "focal"]
 
@@ -119,11 +131,10 @@ def compiled_compat_cases() -> list[tuple[str, str, Case]]:
     """
     if DEVICE != "cuda":
         return []
-    small = ("smp Dice", "smp Focal", "smp SoftBCE", "MONAI GeneralizedDice", "MONAI DiceFocal")
     return [
         ("compat", name, case)
         for name, _, case in compat_cases()
-        if case.shape != SHAPES[2] or name in small
+        if case.shape != SHAPES[2] or name in COMPAT_SMALL
     ]
 
 
@@ -203,6 +214,16 @@ def keep(benchmark: Any, implementation: str, name: str, case: Case, figures: di
     if "FASTSEG_BENCH_ROWS" in os.environ:  # run.py's: a run that is cut off keeps what it has
         with Path(os.environ["FASTSEG_BENCH_ROWS"]).open("a") as file:
             file.write(json.dumps({**row, **figures}) + "\n")
+
+
+def record_replay(
+    benchmark: Any, implementation: str, name: str, case: Case, loss: rivals.Loss
+) -> None:
+    """Measure forward and backward as a CUDA graph, gaps between kernels included."""
+    graph = captured(loss, case)
+    figures = {"gpu_us": events_us(graph.replay, calls=200), "copy_gb_s": copy_bandwidth() / 1e9}
+    keep(benchmark, f"{implementation}, graph replay", name, case, figures)
+    benchmark.pedantic(graph.replay, rounds=5, iterations=20)
 
 
 def machine() -> dict[str, Any]:

@@ -144,6 +144,21 @@ def events_us(step: Callable[[], Any], rounds: int = 7, calls: int = 10) -> floa
     return median(times)
 
 
+def captured(loss: Loss, case: Case) -> torch.cuda.CUDAGraph:
+    """Forward and backward on one set of inputs, captured in a CUDA graph."""
+    logits, targets = draw(case, "cuda")
+    dloss = torch.ones((), device="cuda")
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            torch.autograd.grad(loss(logits, targets), logits, dloss)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        torch.autograd.grad(loss(logits, targets), logits, dloss)
+    return graph
+
+
 def kernels_us(step: Callable[[], Any], calls: int = 8) -> tuple[float, float]:
     """Microseconds of kernels a call (the profiler's, without gaps), and launches a call."""
     from torch.profiler import ProfilerActivity, profile

@@ -2,7 +2,19 @@
 
 import compat_pairs
 import pytest
-from conftest import compat_cases, compiled_compat_cases, keep, label_of
+import torch._dynamo
+from conftest import (
+    COMPAT_SMALL,
+    DEVICE,
+    SHAPES,
+    compat_cases,
+    compiled_compat_cases,
+    keep,
+    label_of,
+    record_replay,
+)
+from measure import Case
+from rivals import compiled
 
 CASES = compat_cases()
 
@@ -35,3 +47,23 @@ def test_peer_compiled(benchmark, workers, key):
     except RuntimeError as error:
         pytest.skip(f"{name} does not compile: {error}")
     keep(benchmark, "peer compiled", name, case, figures)
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+@pytest.mark.parametrize("name", COMPAT_SMALL)
+def test_graph_replay(benchmark, name):
+    """The smallest inputs as CUDA graphs, where no host is in the way, ours and the compiled."""
+    case = Case(SHAPES[2], "float32", "float32", True)
+    record_replay(benchmark, "ours", name, case, compat_pairs.ours(name, "binary"))
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+@pytest.mark.parametrize("name", COMPAT_SMALL)
+def test_graph_replay_compiled(benchmark, name):
+    case = Case(SHAPES[2], "float32", "float32", True)
+    try:
+        loss = compat_pairs.theirs(name, "binary")
+    except ImportError as error:
+        pytest.skip(f"its library does not import here ({error})")
+    torch._dynamo.reset()
+    record_replay(benchmark, "peer compiled", name, case, compiled(loss, dynamic=False))

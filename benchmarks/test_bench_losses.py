@@ -13,8 +13,9 @@ from conftest import (
     dynamic_cases,
     keep,
     label_of,
+    record_replay,
 )
-from measure import Case, copy_bandwidth, draw, events_us, mode_of
+from measure import Case, mode_of
 from rivals import autograd_alone, compiled, hand, ours, rival
 
 from fastseg_losses import CombinedSegmentationLoss
@@ -93,19 +94,4 @@ def test_statistics_off(record, pair):
 @gpu_only
 @pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[0]], ids=str)
 def test_graph_replay(benchmark, shape):
-    """Forward and backward captured in a CUDA graph."""
-    case = Case(shape, *PAIR)
-    logits, masks = draw(case, "cuda")
-    criterion, dloss = CombinedSegmentationLoss(), torch.ones((), device="cuda")
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            torch.autograd.grad(criterion(logits, masks), logits, dloss)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        torch.autograd.grad(criterion(logits, masks), logits, dloss)
-    figures = {"gpu_us": events_us(graph.replay, calls=200), "copy_gb_s": copy_bandwidth() / 1e9}
-    keep(benchmark, "ours, graph replay", "combined", case, figures)
-    benchmark.pedantic(graph.replay, rounds=5, iterations=20)
+    record_replay(benchmark, "ours", "combined", Case(shape, *PAIR), CombinedSegmentationLoss())
