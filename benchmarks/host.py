@@ -25,7 +25,7 @@ from conftest import machine
 from measure import Case, draw, step_of, wall_us
 from rivals import autograd_alone
 
-from fastseg_losses import CombinedSegmentationLoss, ops, plans, state, tracing
+from fastseg_losses import CombinedSegmentationLoss, ops, ops_launches, plans, state, tracing
 from fastseg_losses.kernels.launch import _direct_launcher
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,7 +87,7 @@ def measure_host() -> dict[str, float]:
     criterion(logits, targets).backward()
     plan, _ = plans.plan_for(spec, inputs)
     with torch.no_grad():
-        _, table = ops._launch_forward(plan, inputs, None)
+        _, table = ops_launches.launch_forward(plan, inputs, None)
     dloss, device = torch.ones((), device="cuda"), logits.device
     stream = state.stream_of(plan.device.index)
     addressed = [*inputs, *[table] * 6]
@@ -102,7 +102,7 @@ def measure_host() -> dict[str, float]:
 
     rows = {
         "forward": host_us(forward) - host_us(without_grad),
-        "backward": host_us(lambda: ops._launch_backward(plan, inputs, table, dloss)),
+        "backward": host_us(lambda: ops_launches.launch_backward(plan, inputs, table, dloss)),
         "  its plan": host_us(lambda: plans.PLANS.get(plans.key_of(spec, inputs))),
         "  is it traced": host_us(lambda: tracing.is_traced(logits)),
         "  has an earlier call failed": host_us(state.raise_alarm),

@@ -1,7 +1,7 @@
 """Autograd and operators around the kernels.
 
-With `ops_generalized.py`, `ops_masks.py`, `plans.py`, `cell_plans.py` and `formulas.py` all that
-knows both torch and the kernels.
+With `ops_launches.py`, `ops_generalized.py`, `ops_masks.py`, `plans.py`, `cell_plans.py` and
+`formulas.py` all that knows both torch and the kernels.
 
 Eager calls go through an `autograd.Function` straight to a kept launch plan; compiled calls go
 through two `torch.library` operators, opaque to the compiler. Both end in the same two launches.
@@ -18,24 +18,19 @@ from torch import Tensor
 
 from fastseg_losses.backends import takes_triton, torch_loss
 from fastseg_losses.inputs import Inputs, check_call, check_stats_out
+from fastseg_losses.ops_launches import launch_backward, launch_early, launch_forward, settle
 from fastseg_losses.plans import PLANS, admitted_single, key_of, output_shapes, plan_for
 from fastseg_losses.spec import LossSpec
 from fastseg_losses.state import (
-    alarm_on,
-    assumed_by,
-    counters_for,
-    guarded,
     is_capturing,
     is_foreign,
     raise_alarm,
-    stream_of,
 )
 from fastseg_losses.stats import row_length
 from fastseg_losses.tracing import is_batched, is_traced, refuse_transforms
 from fastseg_losses.upsampling import full_spec, stand_in
 
 if TYPE_CHECKING:
-    from fastseg_losses.kernels.early_plan import EarlyPlan
     from fastseg_losses.kernels.launch import Plan
 
 
@@ -95,85 +90,7 @@ def segmentation_loss(
         stats_out = torch.empty_like(plan.blanks.row)
     if logits.requires_grad and torch.is_grad_enabled():
         return _FusedLoss.apply(spec, plan, stats_out, *inputs), stats_out
-    return _launch_forward(plan, inputs, stats_out)[0], stats_out
-
-
-# ---- the launches
-
-
-def _launch_forward(
-    plan: Plan, inputs: Inputs, row: Tensor | None, table: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The loss and the table that backward needs; the statistics go into `row`."""
-    device = inputs[0].device
-    if is_foreign(plan.device.index):
-        with torch.cuda.device(device):
-            return _launch_forward(plan, inputs, row, table)
-    loss, scratch = torch.empty_like(plan.blanks.loss), torch.empty_like(plan.blanks.scratch)
-    table = scratch if table is None else table  # one allocation for both costs 4 us less
-    row = plan.blanks.unread if row is None else row
-    stream = stream_of(plan.device.index)
-    counters = counters_for(plan, device, stream)
-    outputs = (loss, row, table, scratch, counters, alarm_on(device))
-    guarded(plan.forward, (*outputs, *inputs, *plan.tables), stream, plan=plan)
-    return loss, table
-
-
-def _launch_early(
-    plan: Plan, single: EarlyPlan, inputs: Inputs, row: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, table and the gradient for the assumed upstream gradient."""
-    logits, targets, valid, _, pos_weight = inputs
-    device = logits.device
-    loss, scratch = torch.empty_like(plan.blanks.loss), torch.empty_like(single.blank)
-    dlogits = torch.empty_like(logits)
-    row = plan.blanks.unread if row is None else row
-    stream = stream_of(plan.device.index)
-    counters = counters_for(single, device, stream)
-    outputs = (loss, row, scratch, scratch, counters, alarm_on(device))
-    assumed = assumed_by(single, device, stream)
-    guarded(single.forward, (*outputs, dlogits, *inputs, assumed), stream, plan=single)
-    if stream and not single.warm:
-        # A capture takes the two launches, and this may be its warm-up: they are compiled now.
-        backward = (dlogits, loss, scratch, logits, targets, valid, pos_weight)
-        guarded(plan.compile, (*outputs, *inputs), backward)
-        single.warm = True
-    return loss, scratch, dlogits
-
-
-def _settle(single: EarlyPlan, table: Tensor, dlogits: Tensor, dloss: Tensor) -> Tensor:
-    """Make the gradient of `_launch_early` that for the upstream gradient that came."""
-    device = dlogits.device
-    if is_foreign(single.device.index):
-        with torch.cuda.device(device):
-            return _settle(single, table, dlogits, dloss)
-    stream = stream_of(single.device.index)
-    used = table[single.used]
-    guarded(single.settle, (dlogits, assumed_by(single, device, stream), dloss, used), stream)
-    return dlogits
-
-
-def _launch_backward(
-    plan: Plan, inputs: Inputs, table: Tensor, dloss: Tensor, onto: Tensor | None = None
-) -> Tensor:
-    """The gradient; added to what `onto` holds where that is given, see ops_relay.py."""
-    logits, targets, valid, _, pos_weight = inputs
-    if is_foreign(plan.device.index):
-        with torch.cuda.device(plan.device.index):
-            return _launch_backward(plan, inputs, table, dloss, onto)
-    dlogits = torch.empty_like(logits) if onto is None else onto
-    strides = plan.dloss_strides(dloss.stride()) if dloss.dim() else (0, 0, 0)
-    outputs: tuple[Tensor, ...] = (dlogits,)
-    if plan.exchange_size:
-        # in what the forward launch has left behind the table, where that is large enough
-        exchange = table[plan.workspace_start :]
-        if exchange.numel() < plan.exchange_size:
-            exchange = logits.new_empty((plan.exchange_size,), dtype=torch.float32)
-        outputs = (dlogits, exchange)
-    tensors = (*outputs, dloss, table, logits, targets, valid, pos_weight, *plan.tables)
-    launch = plan.backward if onto is None else plan.add_backward
-    guarded(launch, tensors, strides, stream_of(plan.device.index))
-    return dlogits
+    return launch_forward(plan, inputs, stats_out)[0], stats_out
 
 
 # ---- eager: autograd
@@ -198,9 +115,9 @@ class _FusedLoss(torch.autograd.Function):
                 single = admitted_single(plan, single)
         ctx.single, ctx.gradient = single, None
         if single is None:
-            loss, ctx.table = _launch_forward(plan, inputs, row)
+            loss, ctx.table = launch_forward(plan, inputs, row)
         else:
-            loss, ctx.table, ctx.gradient = _launch_early(plan, single, inputs, row)
+            loss, ctx.table, ctx.gradient = launch_early(plan, single, inputs, row)
         return loss
 
     @staticmethod
@@ -242,15 +159,15 @@ def _gradient(ctx: Any, dloss: Tensor, onto: Tensor | None = None) -> Tensor:
         # capture: replayed twice, it would settle twice.
         dlogits, ctx.gradient = ctx.gradient, None
         if not is_capturing(dlogits.device):
-            return _settle(ctx.single, ctx.table, dlogits, dloss)
+            return settle(ctx.single, ctx.table, dlogits, dloss)
     inputs: Inputs = (logits, targets, valid, None, pos_weight)
     plan = ctx.plan
     if _places(logits, targets, valid) != ctx.places:
         # A hook on saved tensors gave back copies, which may lie otherwise.
         plan, inputs = plan_for(ctx.spec, inputs)
     if onto is not None and _layout(onto) != _layout(inputs[0]):
-        return _launch_backward(plan, inputs, ctx.table, dloss) + onto
-    return _launch_backward(plan, inputs, ctx.table, dloss, onto)
+        return launch_backward(plan, inputs, ctx.table, dloss) + onto
+    return launch_backward(plan, inputs, ctx.table, dloss, onto)
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
@@ -275,7 +192,7 @@ def loss_forward(
     plan, inputs = plan_for(parsed, (logits, targets, valid, class_weights, pos_weight))
     row = torch.empty_like(plan.blanks.row)
     table = logits.new_empty((plan.table_size,), dtype=torch.float32)
-    loss, _ = _launch_forward(plan, inputs, row, table)
+    loss, _ = launch_forward(plan, inputs, row, table)
     return loss, row, table
 
 
@@ -301,7 +218,7 @@ def loss_backward(
     """Gradient of the loss with respect to the logits."""
     inputs = (logits, targets, valid, class_weights, pos_weight)
     plan, inputs = plan_for(LossSpec.from_key(spec), inputs)
-    dlogits = _launch_backward(plan, inputs, table, dloss)
+    dlogits = launch_backward(plan, inputs, table, dloss)
     if inputs[0] is logits:
         return dlogits
     return torch.empty_like(logits).copy_(dlogits)  # in the layout that the compiler was told

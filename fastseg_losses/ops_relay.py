@@ -15,13 +15,8 @@ from torch import Tensor
 
 from fastseg_losses.backends import takes_triton
 from fastseg_losses.inputs import Inputs
-from fastseg_losses.ops import (
-    _gradient,
-    _launch_forward,
-    _OnceOnly,
-    _places,
-    segmentation_loss,
-)
+from fastseg_losses.ops import _gradient, _OnceOnly, _places, segmentation_loss
+from fastseg_losses.ops_launches import launch_forward
 from fastseg_losses.plans import plan_for
 from fastseg_losses.spec import LossSpec
 from fastseg_losses.state import raise_alarm
@@ -100,7 +95,7 @@ class _RelayedLoss(torch.autograd.Function):
         ctx.save_for_backward(logits, targets, valid, vector)
         ctx.places = _places(logits, targets, valid)
         ctx.gradient = None
-        loss, ctx.table = _launch_forward(plan, inputs, None)
+        loss, ctx.table = launch_forward(plan, inputs, None)
         return loss, logits
 
     @staticmethod

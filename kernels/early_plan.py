@@ -33,7 +33,7 @@ class EarlyPlan:
         self.tables: tuple[Any, ...] = ()
         self.blank: Any = None  # scratch as a tensor without memory of its own
         self.admitted = True  # see single_plan.admit
-        self.warm = False  # whether the two launches are compiled too, see ops._launch_early
+        self.warm = False  # whether the two launches are compiled too
         self._forward: Launcher | None = None
         self._settle: Launcher | None = None
 

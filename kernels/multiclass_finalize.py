@@ -23,14 +23,9 @@ import triton
 import triton.language as tl
 
 from fastseg_losses.kernels import finalize, multiclass_rows
-from fastseg_losses.kernels.finalize import (
-    counted_groups,
-    finish_terms,
-    pick,
-    region_term,
-    store_statistics,
-)
+from fastseg_losses.kernels.finalize import counted_groups, finish_terms, pick, store_statistics
 from fastseg_losses.kernels.multiclass_rows import add_rows, load_plane, load_record
+from fastseg_losses.kernels.region import region_term
 
 RECORD = finalize.RECORD
 OVERLAP = finalize.OVERLAP

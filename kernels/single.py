@@ -16,8 +16,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from fastseg_losses.kernels import finalize
-from fastseg_losses.kernels.finalize import finish_loss, region_term
+from fastseg_losses.kernels.finalize import finish_loss
 from fastseg_losses.kernels.gradient import slope_of_terms
+from fastseg_losses.kernels.region import region_term
 from fastseg_losses.kernels.single_exchange import POSTED, add_four, add_up, ask, post, words_of
 from fastseg_losses.kernels.sums import add_tile
 from fastseg_losses.kernels.terms import NEUTRAL
