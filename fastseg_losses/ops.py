@@ -4,9 +4,9 @@ With `ops_launches.py`, `ops_generalized.py`, `ops_masks.py`, `plans.py`, `cell_
 `formulas.py` all that knows both torch and the kernels.
 
 Eager calls go through an `autograd.Function` straight to a kept launch plan; compiled calls go
-through two `torch.library` operators, opaque to the compiler. Both end in the same two launches.
-Eager calls of float32 logits may take a forward launch that writes the gradient too, so that the
-inputs are read once: losses without a region term, and large ones (kernels/early_plan.py).
+through two `torch.library` operators, opaque to the compiler. Both take the same two launches, but
+eager calls of float32 logits may take a forward launch that writes the gradient too, so that the
+inputs are read once: losses without a region term, and large ones (early_plan.py, single_plan.py).
 """
 
 from __future__ import annotations
