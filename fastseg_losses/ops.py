@@ -21,11 +21,7 @@ from fastseg_losses.inputs import Inputs, check_call, check_stats_out
 from fastseg_losses.ops_launches import launch_backward, launch_early, launch_forward, settle
 from fastseg_losses.plans import PLANS, admitted_single, key_of, output_shapes, plan_for
 from fastseg_losses.spec import LossSpec
-from fastseg_losses.state import (
-    is_capturing,
-    is_foreign,
-    raise_alarm,
-)
+from fastseg_losses.state import is_capturing, is_foreign, raise_alarm
 from fastseg_losses.stats import row_length
 from fastseg_losses.tracing import is_batched, is_traced, refuse_transforms
 from fastseg_losses.upsampling import full_spec, stand_in
