@@ -49,6 +49,41 @@ def check_one_launch_each_way(criterion, logits, masks, kernel):
     assert len(backward) == 1 and "_settle_kernel" in backward[0], backward
 
 
+def check_a_capture_takes_two_launches(criterion, draw, monkeypatch):
+    """A replay must not share the assumed upstream gradient with the launches around it.
+
+    The warm-up before it takes one launch, and compiles the two; `draw` gives logits and masks.
+    """
+    from test_gpu import kernels_of
+
+    from fastseg_losses.kernels import launch
+
+    logits, masks = draw()
+    x, dloss = logits.clone().requires_grad_(), torch.ones((), device=logits.device)
+    side, graph, bound = torch.cuda.Stream(), torch.cuda.CUDAGraph(), []
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.autograd.grad(criterion(x, masks), x, dloss)
+    torch.cuda.current_stream().wait_stream(side)
+    bind = launch.Launch.bind
+    monkeypatch.setattr(launch.Launch, "bind", lambda *a: (bound.append(1), bind(*a))[1])
+    with torch.cuda.graph(graph):
+        loss = criterion(x, masks)
+        (gradient,) = torch.autograd.grad(loss, x, dloss)
+    assert not bound
+    names = [name for name in kernels_of(graph.replay) if "Mem" not in name]
+    assert ["_sums_forward_kernel" in names[0], "_gradient_kernel" in names[1]] == [True, True]
+    for _ in range(3):
+        new, other = draw()
+        with torch.no_grad():
+            x.copy_(new)
+            masks.copy_(other)
+        graph.replay()
+        eager = run(criterion, new, other, dloss=torch.ones(()))
+        torch.testing.assert_close(loss, eager.loss, rtol=2e-6, atol=0)
+        assert rms_error(gradient, eager.dlogits) < 1e-6
+
+
 def check_two_launches_agree(criterion, logits, masks, taken, dloss=1.0):
     """taken: whether all calls so far took the one launch."""
     dloss = torch.tensor(dloss)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from early_checks import (
+    check_a_capture_takes_two_launches,
     check_any_upstream_gradient,
     check_backward_twice,
     check_one_launch_each_way,
@@ -167,38 +168,9 @@ def test_large_inputs_and_the_two_launches_agree(shape, cuda):
 
 
 @pytest.mark.gpu
-def test_a_capture_finds_its_launches_compiled(cuda, monkeypatch):
-    """A capture takes two launches; the warm-up before it compiles them beside the one it takes."""
-    from test_gpu import kernels_of
-
-    from fastseg_losses.kernels import launch
-
-    logits, masks = draw((4, 1, 64, 128), cuda)
-    x = logits.clone().requires_grad_()
-    criterion, dloss = BCELoss(), torch.ones((), device=cuda)
-    side, graph, bound = torch.cuda.Stream(), torch.cuda.CUDAGraph(), []
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        torch.autograd.grad(criterion(x, masks), x, dloss)
-    torch.cuda.current_stream().wait_stream(side)
+def test_a_captured_call_takes_two_launches(cuda, monkeypatch):
+    check_a_capture_takes_two_launches(BCELoss(), lambda: draw((4, 1, 64, 128), cuda), monkeypatch)
     assert early()
-    bind = launch.Launch.bind
-    monkeypatch.setattr(launch.Launch, "bind", lambda *a: (bound.append(1), bind(*a))[1])
-    with torch.cuda.graph(graph):
-        loss = criterion(x, masks)
-        (gradient,) = torch.autograd.grad(loss, x, dloss)
-    assert not bound
-    names = [name for name in kernels_of(graph.replay) if "Mem" not in name]
-    assert ["_sums_forward_kernel" in names[0], "_gradient_kernel" in names[1]] == [True, True]
-    for _ in range(3):
-        new, other = draw((4, 1, 64, 128), cuda)
-        with torch.no_grad():
-            x.copy_(new)
-            masks.copy_(other)
-        graph.replay()
-        eager = run(criterion, new, other, dloss=torch.ones(()))
-        torch.testing.assert_close(loss, eager.loss, rtol=2e-6, atol=0)
-        torch.testing.assert_close(gradient, eager.dlogits, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.gpu
