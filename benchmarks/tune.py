@@ -92,7 +92,8 @@ def forward_tensors(plan: Plan, logits: torch.Tensor, targets: torch.Tensor) -> 
     counters = torch.zeros(plan.num_counters, dtype=torch.int32, device=device)
     loss, row = torch.empty((), device=device), torch.empty(LONGEST_ROW, device=device)
     alarm = alarm_on(device)
-    return (loss, row, scratch, scratch, counters, alarm, logits, targets, None, None, None)
+    outputs = (loss, row, scratch, scratch, counters, alarm, *plan.no_gradient)
+    return (*outputs, logits, targets, None, None, None, *plan.no_gradient)
 
 
 def gradient_tensors(

@@ -101,19 +101,19 @@ class _FusedLoss(torch.autograd.Function):
         ctx.spec, ctx.plan = spec, plan
         ctx.save_for_backward(logits, targets, valid, pos_weight)
         ctx.places = _places(logits, targets, valid)
-        single = plan.single
-        if single is not None:
+        early = plan.early
+        if early is not None:
             # A replay must not share the assumption with launches around it: captures take two.
             # Only of the current device PyTorch says whether there is a capture.
             if is_foreign(plan.device.index) or is_capturing(logits.device):
-                single = None
-            elif not single.admitted:
-                single = admitted_single(plan, single)
-        ctx.single, ctx.gradient = single, None
-        if single is None:
+                early = None
+            elif not early.admitted:
+                early = admitted_single(plan, early)
+        ctx.early, ctx.gradient = early, None
+        if early is None:
             loss, ctx.table = launch_forward(plan, inputs, row)
         else:
-            loss, ctx.table, ctx.gradient = launch_early(plan, single, inputs, row)
+            loss, ctx.table, ctx.gradient = launch_early(plan, early, inputs, row)
         return loss
 
     @staticmethod
@@ -155,7 +155,7 @@ def _gradient(ctx: Any, dloss: Tensor, onto: Tensor | None = None) -> Tensor:
         # capture: replayed twice, it would settle twice.
         dlogits, ctx.gradient = ctx.gradient, None
         if not is_capturing(dlogits.device):
-            return settle(ctx.single, ctx.table, dlogits, dloss)
+            return settle(ctx.early, ctx.table, dlogits, dloss)
     inputs: Inputs = (logits, targets, valid, None, pos_weight)
     plan = ctx.plan
     if _places(logits, targets, valid) != ctx.places:

@@ -38,42 +38,44 @@ def launch_forward(
     row = plan.blanks.unread if row is None else row
     stream = stream_of(plan.device.index)
     counters = counters_for(plan, device, stream)
-    outputs = (loss, row, table, scratch, counters, alarm_on(device))
-    guarded(plan.forward, (*outputs, *inputs, *plan.tables), stream, plan=plan)
+    outputs = (loss, row, table, scratch, counters, alarm_on(device), *plan.no_gradient)
+    tensors = (*outputs, *inputs, *plan.no_gradient, *plan.tables)
+    guarded(plan.forward, tensors, stream, plan=plan)
     return loss, table
 
 
 def launch_early(
-    plan: Plan, single: EarlyPlan, inputs: Inputs, row: Tensor | None
+    plan: Plan, early: EarlyPlan, inputs: Inputs, row: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, table and the gradient for the assumed upstream gradient."""
     logits, targets, valid, _, pos_weight = inputs
     device = logits.device
-    loss, scratch = torch.empty_like(plan.blanks.loss), torch.empty_like(single.blank)
+    loss, scratch = torch.empty_like(plan.blanks.loss), torch.empty_like(early.blank)
     dlogits = torch.empty_like(logits)
     row = plan.blanks.unread if row is None else row
     stream = stream_of(plan.device.index)
-    counters = counters_for(single, device, stream)
+    counters = counters_for(early, device, stream)
     outputs = (loss, row, scratch, scratch, counters, alarm_on(device))
-    assumed = assumed_by(single, device, stream)
-    guarded(single.forward, (*outputs, dlogits, *inputs, assumed), stream, plan=single)
-    if stream and not single.warm:
+    assumed = assumed_by(early, device, stream)
+    guarded(early.forward, (*outputs, dlogits, *inputs, assumed), stream, plan=early)
+    if stream and not early.warm:
         # A capture takes the two launches, and this may be its warm-up: they are compiled now.
         backward = (dlogits, loss, scratch, logits, targets, valid, pos_weight)
-        guarded(plan.compile, (*outputs, *inputs), backward)
-        single.warm = True
+        forward = (*outputs, *plan.no_gradient, *inputs, *plan.no_gradient)
+        guarded(plan.compile, forward, backward)
+        early.warm = True
     return loss, scratch, dlogits
 
 
-def settle(single: EarlyPlan, table: Tensor, dlogits: Tensor, dloss: Tensor) -> Tensor:
+def settle(early: EarlyPlan, table: Tensor, dlogits: Tensor, dloss: Tensor) -> Tensor:
     """Make the gradient of `launch_early` that for the upstream gradient that came."""
     device = dlogits.device
-    if is_foreign(single.device.index):
+    if is_foreign(early.device.index):
         with torch.cuda.device(device):
-            return settle(single, table, dlogits, dloss)
-    stream = stream_of(single.device.index)
-    used = table[single.used]
-    guarded(single.settle, (dlogits, assumed_by(single, device, stream), dloss, used), stream)
+            return settle(early, table, dlogits, dloss)
+    stream = stream_of(early.device.index)
+    used = table[early.used]
+    guarded(early.settle, (dlogits, assumed_by(early, device, stream), dloss, used), stream)
     return dlogits
 
 

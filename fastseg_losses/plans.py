@@ -85,8 +85,8 @@ def plan_for(spec: LossSpec, inputs: Inputs) -> tuple[Plan, Inputs]:
         plan = _make_plan(spec, inputs)
         if plan is not None:
             plan.blanks = _blanks(plan, spec, inputs[0])
-            if plan.single is not None:
-                _give_blank(plan.single, inputs[0].device)
+            if plan.early is not None:
+                _give_blank(plan.early, inputs[0].device)
         if len(PLANS) >= MAX_PLANS:
             PLANS.clear()
         PLANS[key] = plan
@@ -100,8 +100,8 @@ def _blanks(plan: Plan, spec: LossSpec, logits: Tensor) -> Blanks:
     return Blanks(one[0].expand(plan.loss_shape), row, unread, scratch)
 
 
-def _give_blank(single: EarlyPlan, device: torch.device) -> None:
-    single.blank = unread_on(device)[:1].expand(single.scratch_size)
+def _give_blank(early: EarlyPlan, device: torch.device) -> None:
+    early.blank = unread_on(device)[:1].expand(early.scratch_size)
 
 
 def _packed(spec: LossSpec, inputs: Inputs) -> Inputs:
@@ -182,7 +182,7 @@ def _make_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
         return multiclass_plan.ClassPlan(layout, formula, gpu)
     plan = launch.Plan(layout, formula, gpu)
     call = (layout, formula, gpu)
-    plan.single = early_plan.plan_points(*call) or single_plan.plan_single(*call)
+    plan.early = early_plan.plan_points(*call) or single_plan.plan_single(*call)
     return plan
 
 
@@ -193,7 +193,7 @@ def admitted_single(plan: Plan, single: SinglePlan) -> SinglePlan | None:
     admitted = admit(single)
     if admitted is not None:
         _give_blank(admitted, single.blank.device)
-    plan.single = admitted
+    plan.early = admitted
     return admitted
 
 

@@ -72,7 +72,7 @@ class CellClassPlan(CellPlan):
         self.team = team_of(self.splits, self.block_rows)
         self.num_counters = 1 + at.N + at.N * -(-self.splits // self.team)
         self.counters = {}
-        self.single = None
+        self.early = None
         self.tables = ()
         self.in_place = at.logits_bytes == 4
         self._walk(at.N)

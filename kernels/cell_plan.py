@@ -63,7 +63,7 @@ def grab_of(at: CellLayout) -> int:
 class CellPlan(Plan):
     """One formula of low-resolution logits at one layout on one device."""
 
-    takes_gradient = False
+    no_gradient = ()
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class CellPlan(Plan):
         self._walk(pairs)
         self.num_counters = 1 + self.groups + (pairs if f.batch else 0)
         self.counters = {}
-        self.single = None
+        self.early = None
         self.tables = ()
         self._forward = self._backward = None
 

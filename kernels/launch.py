@@ -106,7 +106,9 @@ class Plan:
     """One formula at one layout on one device; tiles.py chooses the tiles that are not given."""
 
     numbered = False  # see early_plan.py
-    takes_gradient = True  # its forward kernel can write one
+    # What its forward kernel takes for a gradient, behind the outputs, and for what to assume of
+    # it, behind the inputs: None, as the backward launch writes it.
+    no_gradient: tuple[None, ...] = (None,)
 
     def __init__(
         self,
@@ -155,7 +157,7 @@ class Plan:
         }
         self.num_counters = 1 + self.groups + (pairs if formula.batch else 0)
         self.counters: dict[int, Any] = {}  # by stream
-        self.single: Any = None  # see early_plan.py
+        self.early: Any = None  # see early_plan.py
         self.tables: tuple[Any, ...] = ()  # tensors that kernels take behind a call's inputs
         self.exchange_size = 0  # float32 that the backward launch takes for itself
         self.blanks: Any = None  # what a call's small tensors look like: plans.Blanks
@@ -163,9 +165,7 @@ class Plan:
         self._backward: Launcher | None = None
 
     def forward(self, tensors: Sequence[Any], stream: int | None) -> None:
-        """Launch on the kernel's tensors, in its order: loss to alarm, logits to pos_weight."""
-        if self.takes_gradient:  # but here the backward launch writes it
-            tensors = (*tensors[:6], None, *tensors[6:], None)
+        """Launch on the kernel's tensors, in its order: loss to assumed."""
         if self._forward is None:
             self._forward = self.forward_launch().bind(tensors)
         self._forward(tensors, (), stream)
@@ -179,8 +179,7 @@ class Plan:
     def compile(self, forward: Sequence[Any], backward: Sequence[Any]) -> None:
         """Compile both launches for these tensors, and launch neither."""
         if self._forward is None:
-            tensors = (*forward[:6], None, *forward[6:], None)
-            self._forward = self.forward_launch().bind(tensors)
+            self._forward = self.forward_launch().bind(forward)
         if self._backward is None:
             self._backward = self.backward_launch().bind((*backward, 0, 0, 0))
 

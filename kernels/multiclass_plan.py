@@ -42,7 +42,7 @@ def team_of(splits: int, at_once: int) -> int:
 class ClassPlan(Plan):
     """One multiclass formula at one layout on one device."""
 
-    takes_gradient = False
+    no_gradient = ()
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class ClassPlan(Plan):
         self.team = team_of(self.splits, self.block_rows)
         self.num_counters = 1 + at.N + at.N * -(-self.splits // self.team)
         self.counters = {}
-        self.single = None
+        self.early = None
         self.tables = ()
         self.exchange_size = 0
         self._forward = self._backward = self._add_backward = None

@@ -34,7 +34,7 @@ class Compiled(NamedTuple):
 
 def compiled_for(tile: SingleTile, pixels: int) -> Compiled:
     """The kernel that is best for groups of so many pixels."""
-    tails = tile.team * tile.tiles * 128 * tile.num_warps != pixels
+    tails = tile.team * tile.slice_pixels != pixels
     return Compiled(tile._replace(team=0, teams=0), block_of_team(tile), tails)
 
 

@@ -77,6 +77,11 @@ class SingleTile(NamedTuple):
     lag: int  # groups between the sums and the gradient
     programs: int  # a multiprocessor
 
+    @property
+    def slice_pixels(self) -> int:
+        """What a program has of a group."""
+        return self.tiles * 4 * 32 * self.num_warps
+
 
 SHARED_BYTES = 220 << 10  # of 227 KiB a multiprocessor has on Hopper; reductions need a little
 # Below, the inputs are still in the cache when they are read a second time: 37 us and 32 at half of
@@ -134,7 +139,7 @@ def divided_alike(
     tile: SingleTile, groups: int, pixels: int, multiprocessors: int
 ) -> SingleTile | None:
     """Other groups by the programs of `tile`; None where too many of them would be idle."""
-    team = -(-pixels // (tile.tiles * 4 * 32 * tile.num_warps))
+    team = -(-pixels // tile.slice_pixels)
     teams = min(groups, tile.programs * multiprocessors // team)
     if teams == 0:
         return None
@@ -144,10 +149,9 @@ def divided_alike(
 
 
 def _share_at_work(tile: SingleTile, groups: int, pixels: int, multiprocessors: int) -> float:
-    slice_pixels = tile.tiles * 4 * 32 * tile.num_warps
-    pixels_of_steps = -(-groups // tile.teams) * tile.programs * multiprocessors * slice_pixels
+    programs, steps = tile.programs * multiprocessors, -(-groups // tile.teams)
     # Small slices pay for the exchange between programs, once a step.
-    return groups * pixels / pixels_of_steps * tile.tiles / (tile.tiles + 1)
+    return groups * pixels / (steps * programs * tile.slice_pixels) * tile.tiles / (tile.tiles + 1)
 
 
 def programs_per_group(groups: int, pixels: int, tile: ForwardTile, multiprocessors: int) -> int:

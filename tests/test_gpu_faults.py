@@ -70,7 +70,7 @@ def test_memory_runs_out_in_the_gradients_allocation(kind, cuda, limit):
     criterion(logits, targets)  # without statistics: a place for those that nobody reads
     x = logits.clone().requires_grad_()
     (plan,) = plans.PLANS.values()
-    one_launch = plan.single is not None  # which allocates the gradient before it has a loss
+    one_launch = plan.early is not None  # which allocates the gradient before it has a loss
     for _ in range(3):
         loss = None
         limit(x.nbytes // 2)

@@ -43,7 +43,7 @@ def test_memory_after_10_000_steps(kind, cuda):
     assert living_tensors() == living
     assert resident_bytes() - resident < 8 << 20, "800 bytes a step"
     if kind == "single" and torch.cuda.get_device_capability() == (9, 0):
-        assert any(plan and plan.single for plan in plans.PLANS.values())
+        assert any(plan and plan.early for plan in plans.PLANS.values())
 
 
 def test_a_step_keeps_no_tensor(device):

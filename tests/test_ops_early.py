@@ -30,7 +30,7 @@ def draw(shape, device, targets=torch.float32):
 
 def early() -> bool:
     """Whether all calls since the test began had a plan of one launch."""
-    return bool(plans.PLANS) and all(type(p.single) is PointsPlan for p in plans.PLANS.values())
+    return bool(plans.PLANS) and all(type(p.early) is PointsPlan for p in plans.PLANS.values())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -100,7 +100,7 @@ def test_what_has_to_count_first_takes_two_launches(loss, options, dtype, valid,
     given["pixel"] = torch.rand(2, 16, 16, device=device) < 0.5
     criterion = loss(backend="triton", **options).to(device)
     run(criterion, logits.to(dtype), masks, given.get(valid))
-    assert plans.PLANS and all(p.single is None for p in plans.PLANS.values())
+    assert plans.PLANS and all(p.early is None for p in plans.PLANS.values())
 
 
 def test_any_upstream_gradient_and_the_same_bits(device):
@@ -116,7 +116,7 @@ def test_each_loss_has_an_assumption_of_its_own(device):
     for _ in range(2):
         x = logits.clone().requires_grad_()
         (bce(x, masks) + 0.25 * focal(x, masks)).backward()
-    found = [a.item() for p in plans.PLANS.values() for a in p.single.assumed.values()]
+    found = [a.item() for p in plans.PLANS.values() for a in p.early.assumed.values()]
     assert found == [1.0, 0.25]
 
 

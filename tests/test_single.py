@@ -149,7 +149,7 @@ def taken():
     """Whether every plan in use has the single launch."""
     from fastseg_losses.kernels.single_plan import SinglePlan
 
-    return bool(plans.PLANS) and all(type(p.single) is SinglePlan for p in plans.PLANS.values())
+    return bool(plans.PLANS) and all(type(p.early) is SinglePlan for p in plans.PLANS.values())
 
 
 @pytest.mark.gpu
@@ -282,9 +282,9 @@ def test_numbers_rise_and_bits_repeat(forced, cuda):
     criterion = CombinedSegmentationLoss(mode="multilabel", iou_weight=0.1)
     first = run(criterion, logits, masks, dloss=torch.ones(()))
     (plan,) = plans.PLANS.values()
-    (counters,) = plan.single.counters.values()
+    (counters,) = plan.early.counters.values()
     done, number = counters[:2].tolist()  # of all such launches on this stream
-    steps = -(-10 // plan.single.tile.teams)
+    steps = -(-10 // plan.early.tile.teams)
     assert done == 0
     for _ in range(20):
         again = run(criterion, logits, masks, dloss=torch.ones(()))
@@ -326,7 +326,7 @@ def test_shapes_divided_by_another_ones_kernel(cuda):
     for shape in [(40, 1, 1000, 1000), (32, 1, 1024, 1024), (128, 1, 512, 512), (70, 1, 512, 528)]:
         plans.PLANS.clear()
         check_two_launches_agree(CombinedSegmentationLoss(), *draw(shape, cuda), taken)
-        compiled |= {p.single.compiled for p in plans.PLANS.values() if p.single is not None}
+        compiled |= {p.early.compiled for p in plans.PLANS.values() if p.early is not None}
     assert len(compiled) == 1 and len(single_plan._COMPILED) == 1
 
 

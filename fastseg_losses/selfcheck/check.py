@@ -109,7 +109,7 @@ def served_by(case: Case, inputs: Inputs, backend: str) -> str:
         return "triton"
     spec = case.criterion(backend).spec
     plan, _ = plan_for(spec, (inputs.logits, inputs.targets, inputs.valid, None, None))
-    return "triton/1" if plan.single is not None else "triton/2"
+    return "triton/1" if plan.early is not None else "triton/2"
 
 
 def both_ways(loss: Callable[[Inputs], Tensor], inputs: Inputs) -> tuple[Tensor, Tensor]:
