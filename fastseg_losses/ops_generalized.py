@@ -2,102 +2,152 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastseg_losses.backends import takes_triton
+from fastseg_losses.inputs import Inputs
+from fastseg_losses.ops import _gradient, _OnceOnly, _places, segmentation_loss
+from fastseg_losses.ops_launches import launch_forward
+from fastseg_losses.plans import plan_for
 from fastseg_losses.reference import generalized_dice
-from fastseg_losses.state import guarded, index_of, is_foreign, stream_of
-from fastseg_losses.tracing import is_traced
+from fastseg_losses.spec import LossSpec
+from fastseg_losses.state import guarded, index_of, is_foreign, raise_alarm, stream_of
+from fastseg_losses.tracing import is_batched, is_traced
+
+if TYPE_CHECKING:
+    from fastseg_losses.kernels.launch import Plan
 
 
-def generalized_loss(
-    sums: Tensor,
-    *,
-    first: int,
-    weights: str,
-    smooth_nr: float,
-    smooth_dr: float,
-    reduction: str,
-    batch: bool,
-    backend: str = "auto",
-    constants: bool = True,
-) -> Tensor:
-    """The loss of each sample, or of the batch, under the reduction; see `generalized_dice`.
+class Finish(NamedTuple):
+    """What generalised Dice makes of the sums; see `generalized_dice`.
 
-    Compiled and traced calls take PyTorch's operations: a compiler makes one kernel of them itself.
-
-    Args:
-        sums: (4, N, C), I, P, T and V; T gets no gradient (see constants).
+    Attributes:
         first: channels left out at the start.
         weights: "square", "simple" or "uniform".
         smooth_nr: added above.
         smooth_dr: added below.
         reduction: "mean", "sum" or "none".
         batch: one loss, from the sums of the whole batch.
-        backend: one of `backends.BACKENDS`.
-        constants: if not, T gets a gradient, by PyTorch's operations.
-
-    Returns:
-        (), or with "none" (N, 1), with batch (1,).
     """
-    numbers = (smooth_nr, smooth_dr)
-    if is_traced(sums) or not constants or not takes_triton(backend, sums):
-        I, P, T = (s.sum(0) if batch else s for s in sums[:3, :, first:].unbind(0))  # noqa: E741
-        loss = generalized_dice(I, P, T.detach() if constants else T, weights, *numbers)
-        if reduction == "none":
+
+    first: int
+    weights: str
+    smooth_nr: float
+    smooth_dr: float
+    reduction: str
+    batch: bool
+
+    def loss(self, spec: LossSpec, inputs: Inputs, backend: str) -> Tensor:
+        """The loss of these logits, of whose sums the spec tells.
+
+        Of one or several masks that train, sums and finish are one step: its backward launch takes
+        the finish's slopes and the upstream gradient as they are, a launch less.
+        """
+        logits = inputs[0]
+        trains = logits.requires_grad and torch.is_grad_enabled()
+        joint = trains and spec.mode != "multiclass" and not is_traced(logits)
+        if joint and takes_triton(backend, logits, spec):
+            raise_alarm()
+            plan, tensors = plan_for(spec, inputs)
+            return _SumsAndFinish.apply(spec, plan, self, *tensors)
+        sums, _ = segmentation_loss(spec, inputs, backend=backend)
+        return self.of_sums(sums, backend)
+
+    def of_sums(self, sums: Tensor, backend: str = "auto", *, constants: bool = True) -> Tensor:
+        """The loss of each sample, or of the batch, under the reduction.
+
+        Compiled and traced calls take PyTorch's operations: a compiler makes one kernel of them.
+
+        Args:
+            sums: (4, N, C), I, P, T and V; T gets no gradient (see constants).
+            backend: one of `backends.BACKENDS`.
+            constants: if not, T gets a gradient, by PyTorch's operations.
+
+        Returns:
+            (), or with "none" (N, 1), with batch (1,).
+        """
+        if not is_traced(sums) and constants and takes_triton(backend, sums):
+            return _Finish.apply(sums, self)
+        I, P, T = (  # noqa: E741
+            s.sum(0) if self.batch else s for s in sums[:3, :, self.first :].unbind(0)
+        )
+        numbers = (self.smooth_nr, self.smooth_dr)
+        loss = generalized_dice(I, P, T.detach() if constants else T, self.weights, *numbers)
+        if self.reduction == "none":
             return loss
-        return loss.mean() if reduction == "mean" else loss.sum()
-    return _Finish.apply(sums, first, weights, numbers, reduction, batch)
+        return loss.mean() if self.reduction == "mean" else loss.sum()
 
 
 class _Finish(torch.autograd.Function):
     """The launch, which gives the slopes with the loss; backward only multiplies."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        sums: Tensor,
-        first: int,
-        weights: str,
-        numbers: tuple[float, float],
-        reduction: str,
-        batch: bool,
-    ) -> Tensor:
-        _, N, C = sums.shape
-        shape: tuple[int, ...] = () if reduction != "none" else (1,) if batch else (N, 1)
-        tensors = (sums.new_empty(shape), torch.empty_like(sums), sums)
-        scale = 1 / N if reduction == "mean" and not batch else 1.0
-        arguments = (N, C, first, numbers, scale, weights, batch, not shape)
-        if is_foreign(index_of(sums.device)):
-            with torch.cuda.device(sums.device):
-                _launch(tensors, arguments)
-        else:
-            _launch(tensors, arguments)
-        ctx.dsums = tensors[1]
-        return tensors[0]
+    def forward(ctx: Any, sums: Tensor, finish: Finish) -> Tensor:
+        loss, ctx.dsums = _launch(sums, finish)
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> Any:
-        return ctx.dsums * dloss, None, None, None, None, None
+        return ctx.dsums * dloss, None
+
+
+class _SumsAndFinish(torch.autograd.Function):
+    """Both launches as one step."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: LossSpec, plan: Plan, finish: Finish, *inputs: Any) -> Tensor:
+        logits, targets, valid, _, pos_weight = inputs
+        ctx.spec, ctx.plan, ctx.gradient = spec, plan, None
+        ctx.save_for_backward(logits, targets, valid, pos_weight)
+        ctx.places = _places(logits, targets, valid)
+        sums, ctx.ones = launch_forward(plan, inputs, None)
+        loss, ctx.dsums = _launch(sums, finish)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> Any:
+        ctx.table = ctx.ones
+        if torch.is_grad_enabled():  # under create_graph
+            dlogits = _OnceOnly.apply(ctx.dsums * dloss, ctx.saved_tensors[0], ctx)
+        elif dloss.dim() or is_batched(dloss):
+            dlogits = _gradient(ctx, ctx.dsums * dloss)
+        else:
+            ctx.table = dloss  # by which the launch multiplies: see gradient.load_coefs
+            dlogits = _gradient(ctx, ctx.dsums)
+        return None, None, None, dlogits, None, None, None, None
 
 
 MAX_LAUNCHERS = 1024
 _LAUNCHERS: dict[Any, Any] = {}
 
 
-def _launch(tensors: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> None:
-    device = tensors[0].device
-    launcher = _LAUNCHERS.get((device, arguments))
+def _launch(sums: Tensor, finish: Finish) -> tuple[Tensor, Tensor]:
+    """The loss and its slopes in the sums."""
+    device = sums.device
+    if is_foreign(index_of(device)):
+        with torch.cuda.device(device):
+            return _launch(sums, finish)
+    _, N, C = sums.shape
+    reduced, batch = finish.reduction != "none", finish.batch
+    shape: tuple[int, ...] = () if reduced else (1,) if batch else (N, 1)
+    tensors = (sums.new_empty(shape), torch.empty_like(sums), sums)
+    launcher = _LAUNCHERS.get((device, N, C, finish))
     if launcher is None:
         from fastseg_losses.kernels.generalized import generalized_launch
 
         if len(_LAUNCHERS) >= MAX_LAUNCHERS:
             _LAUNCHERS.clear()
-        launcher = guarded(generalized_launch(*arguments).bind, tensors)
-        _LAUNCHERS[device, arguments] = launcher
+        scale = 1 / N if finish.reduction == "mean" and not batch else 1.0
+        numbers = (finish.smooth_nr, finish.smooth_dr)
+        launch = generalized_launch(
+            N, C, finish.first, numbers, scale, finish.weights, batch, reduced
+        )
+        launcher = guarded(launch.bind, tensors)
+        _LAUNCHERS[device, N, C, finish] = launcher
     launcher(tensors, (), stream_of(index_of(device)))
+    return tensors[:2]

@@ -1,8 +1,7 @@
 """From sums to a loss, inside the forward launch: formulas, coefficients, statistics.
 
-The program that stores a group's last partial record finishes that group (with batch and many
-records, first its sample); the one that finishes the last group finishes the loss. Both walk
-records in a fixed order, so the same inputs give the same bits whichever program comes last.
+Which program does it, last_program.py says. All walk records in a fixed order, so the same inputs
+give the same bits whichever program comes last.
 
 A record is RECORD float32 in a row, one cache sector pair, so that a table of them is read in one
 coalesced load and summed by one reduction. Its columns:
@@ -72,6 +71,12 @@ def pick(record, column, k: tl.constexpr):
 
 
 @triton.jit
+def pick_each(records, column, k: tl.constexpr):
+    """Entry k of each record."""
+    return tl.sum(tl.where(column[None, :] == k, records, 0.0), 1)
+
+
+@triton.jit
 def reduce_records(records_ptr, rows, first, inner, jump, row, column):
     """The sum (LARGEST: the maximum) of `rows` records in runs of `inner`, one run every `jump`."""
     total = (row[:, None] + column[None, :]).to(tl.float32) * 0.0
@@ -87,21 +92,16 @@ def reduce_records(records_ptr, rows, first, inner, jump, row, column):
 
 
 @triton.jit
-def finish_group(
+def finish_groups(
     # outputs
     loss_ptr,  # (G,) with reduction none, (4, G) with sums
     coefs_ptr,  # (D, G)
-    groups_ptr,  # (G, RECORD)
     # inputs
-    partials_ptr,  # (rows of all groups, RECORD)
-    weight,  # of the group's class
+    records,  # (B, RECORD) of groups
+    weight,  # (B,) of their classes
     # sizes
-    g,
+    g,  # (B,) their numbers
     G,
-    rows,
-    first,
-    inner,
-    jump,
     # scalars
     point_weights,
     region_weights,
@@ -113,44 +113,44 @@ def finish_group(
     REDUCTION: tl.constexpr,
     ABSENT: tl.constexpr,
 ):
-    """Reduce one group's partial records; store its own, and its gradient coefficients."""
+    """Store groups' gradient coefficients; their records, with what only groups have."""
     column = tl.arange(0, RECORD)
-    row = tl.arange(0, BLOCK_ROWS)
-    record = reduce_records(partials_ptr, rows, first, inner, jump, row, column)
-    overlap = pick(record, column, OVERLAP)
-    mass = pick(record, column, MASS)
-    target = pick(record, column, TARGET)
-    valid = pick(record, column, VALID)
+    here = g < G
+    overlap = pick_each(records, column, OVERLAP)
+    mass = pick_each(records, column, MASS)
+    target = pick_each(records, column, TARGET)
+    valid = pick_each(records, column, VALID)
     if REDUCTION == "sums":
-        tl.store(loss_ptr + g, overlap)
-        tl.store(loss_ptr + G + g, mass)
-        tl.store(loss_ptr + 2 * G + g, target)
-        tl.store(loss_ptr + 3 * G + g, valid)
+        tl.store(loss_ptr + g, overlap, mask=here)
+        tl.store(loss_ptr + G + g, mass, mask=here)
+        tl.store(loss_ptr + 2 * G + g, target, mask=here)
+        tl.store(loss_ptr + 3 * G + g, valid, mask=here)
     counts, loses = counted_groups(valid, target, ABSENT)
-    record = tl.where(column == COUNTED, tl.where(counts, 1.0, 0.0), record)
-    loss = 0.0
-    d_overlap = 0.0
-    d_mass = 0.0
+    counted = tl.where(here & counts, 1.0, 0.0)
+    records = tl.where(column[None, :] == COUNTED, counted[:, None], records)
+    loss = valid * 0.0
+    d_overlap = loss
+    d_mass = loss
     for r in tl.static_range(len(LOGS)):
         value, di, dp = region_term(overlap, mass, target, region_params[r], LOGS[r], POWERS[r])
         # where, not a product: a group that does not count may hold inf or NaN.
-        value = tl.where(loses, value, 0.0)
-        record = tl.where(column == FIRST_REGION + r, value, record)
+        value = tl.where(here & loses, value, 0.0)
+        records = tl.where(column[None, :] == FIRST_REGION + r, value[:, None], records)
         loss += region_weights[r] * weight * value
         d_overlap += tl.where(loses, region_weights[r] * weight * di, 0.0)
         d_mass += tl.where(loses, region_weights[r] * weight * dp, 0.0)
-    tl.store(groups_ptr + g * RECORD + column, record)
-    tl.store(coefs_ptr + g, d_overlap)
-    tl.store(coefs_ptr + G + g, d_mass)
+    tl.store(coefs_ptr + g, d_overlap, mask=here)
+    tl.store(coefs_ptr + G + g, d_mass, mask=here)
     share = weight
     if REDUCTION == "none":
         share = tl.where(valid > 0.0, weight / tl.maximum(valid, 1.0), 0.0)
     for k in tl.static_range(NUM_POINT):
-        tl.store(coefs_ptr + (2 + k) * G + g, point_weights[k] * share)
-        value = point_weights[k] * share * pick(record, column, FIRST_POINT + k)
+        tl.store(coefs_ptr + (2 + k) * G + g, point_weights[k] * share, mask=here)
+        value = point_weights[k] * share * pick_each(records, column, FIRST_POINT + k)
         loss += tl.where(valid > 0.0, value, 0.0)
     if REDUCTION == "none":
-        tl.store(loss_ptr + g, loss)
+        tl.store(loss_ptr + g, loss, mask=here)
+    return records
 
 
 @triton.jit
@@ -227,6 +227,44 @@ def store_statistics(stats_ptr, alarm_ptr, record, column, loss, largest, fp, fn
 
 
 @triton.jit
+def finish_sums(
+    # outputs
+    loss_ptr,  # ()
+    stats_ptr,  # (NUM_FIELDS + terms,)
+    norms_ptr,  # (2,)
+    alarm_ptr,  # (1,) int32 on the host, or None
+    # inputs
+    total,  # (RECORD,) sum of the groups' records
+    weighted,  # the same with the weights of their classes
+    largest,  # logit
+    column,
+    # scalars
+    point_weights,
+    region_weights,
+    # constexprs
+    NUM_POINT: tl.constexpr,
+    NUM_REGION: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    ABSENT: tl.constexpr,
+    IDENTITY: tl.constexpr,  # the logits are probabilities
+):
+    """From the sums of all groups: the loss, the terms' means, the normalisers, statistics."""
+    if ABSENT == "all":  # a mean is not divided by the weights
+        weighted = tl.where((column == COUNTED) | (column == VALID), total, weighted)
+    mean_loss = finish_terms(
+        loss_ptr, stats_ptr, norms_ptr, weighted, column, pick(weighted, column, VALID), 1.0,
+        point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION,
+    )  # fmt: skip
+    if not IDENTITY:
+        largest = 1.0 / (1.0 + tl.exp2(-largest * LOG2E))
+    hit = pick(total, column, HIT)
+    store_statistics(
+        stats_ptr, alarm_ptr, total, column, mean_loss, largest,
+        pick(total, column, PREDICTED) - hit, pick(total, column, ACTUAL) - hit, 1,
+    )  # fmt: skip
+
+
+@triton.jit
 def finish_loss(
     # outputs
     loss_ptr,  # ()
@@ -251,7 +289,7 @@ def finish_loss(
     ABSENT: tl.constexpr,
     IDENTITY: tl.constexpr,  # the logits are probabilities
 ):
-    """Reduce the groups to the loss, the terms' mean values, the normalisers, the statistics."""
+    """Add up the groups' records and finish the loss."""
     total = (row[:, None] + column[None, :]).to(tl.float32) * 0.0
     weighted = total
     peak = total + float("-inf")
@@ -270,17 +308,8 @@ def finish_loss(
     else:
         weighted = total
 
-    if ABSENT == "all":  # a mean is not divided by the weights
-        weighted = tl.where((column == COUNTED) | (column == VALID), total, weighted)
-    mean_loss = finish_terms(
-        loss_ptr, stats_ptr, norms_ptr, weighted, column, pick(weighted, column, VALID), 1.0,
-        point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION,
-    )  # fmt: skip
-    largest = pick(tl.max(peak, 0), column, LARGEST)
-    if not IDENTITY:
-        largest = 1.0 / (1.0 + tl.exp2(-largest * LOG2E))
-    hit = pick(total, column, HIT)
-    store_statistics(
-        stats_ptr, alarm_ptr, total, column, mean_loss, largest,
-        pick(total, column, PREDICTED) - hit, pick(total, column, ACTUAL) - hit, 1,
+    finish_sums(
+        loss_ptr, stats_ptr, norms_ptr, alarm_ptr, total, weighted,
+        pick(tl.max(peak, 0), column, LARGEST), column,
+        point_weights, region_weights, NUM_POINT, NUM_REGION, REDUCTION, ABSENT, IDENTITY,
     )  # fmt: skip

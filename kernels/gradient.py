@@ -17,12 +17,14 @@ def load_coefs(
 ):
     """What each term's slope is multiplied by; called once the pixels are on their way.
 
-    SUMS: the upstream gradient of I, P, ... is that factor itself.
+    SUMS: the upstream gradient of I, P, ... is that factor itself, up to what stands first in the
+    table, 1 unless a later step's upstream gradient stands there (ops_generalized.py).
     """
     coefs = ()
     for k in tl.static_range(NUM_TERMS):
         if SUMS:
-            coefs = coefs + (tl.load(dloss_ptr + k * dloss_stride_k).to(tl.float32),)
+            coef = tl.load(dloss_ptr + k * dloss_stride_k).to(tl.float32)
+            coefs = coefs + (coef * tl.load(table_ptr),)
         else:
             norm = tl.load(table_ptr + (0 if k < 2 else 1))
             coef = tl.load(table_ptr + NORMS + k * G + g)
@@ -76,7 +78,7 @@ def slope_of_points(
 
 
 NOT_SPECIALIZED = (
-    *("dloss_ptr", "pos_weight_ptr", "N", "C", "P", "each", "pos_weight_stride"),
+    *("dloss_ptr", "table_ptr", "pos_weight_ptr", "N", "C", "P", "each", "pos_weight_stride"),
     *("dlogits_stride_n", "dlogits_stride_c", "dlogits_stride_p"),
     *("dloss_stride_k", "dloss_stride_n", "dloss_stride_c"),
     *("logits_stride_n", "logits_stride_c", "logits_stride_p"),

@@ -225,9 +225,10 @@ class Plan:
         """The backward launch, without its tensors and the upstream gradient's strides."""
         at, f, tile = self.layout, self.formula, self._gradient_tile
         tiles = -(-at.P // (tile.rows * tile.width))
-        each = max(tile.tiles, -(-tiles // MAX_GRID_Y))
-        # (sample, class) pairs that the forward launch walks at a time, tiles, waves of pairs
         pairs = at.N * at.C
+        wanted = tile.tiles_each(pairs, tiles, self.device.multiprocessors)
+        each = max(wanted, -(-tiles // MAX_GRID_Y))
+        # pairs that the forward launch walks at a time, tiles, waves of pairs
         wave = max(self.wave, -(-pairs // MAX_GRID_Y))
         grid = (wave, -(-tiles // each), -(-pairs // wave))
         scalars = (

@@ -15,9 +15,7 @@ from fastseg_losses.kernels.launch import (
     columns_of,
     sloped_sums,
 )
-from fastseg_losses.kernels.tiles import SingleTile, divided_alike, single_tile
-
-REGISTERS = 1 << 16  # of a multiprocessor
+from fastseg_losses.kernels.tiles import REGISTERS, SingleTile, divided_alike, single_tile
 
 # By loss, size and sign of the masks' numbers, and device. Beside that bool and uint8 have kernels
 # of their own, and a pos_weight, and addresses that 16 does not divide.

@@ -13,7 +13,7 @@ import torch
 
 from fastseg_losses import CombinedSegmentationLoss, DiceLoss, FocalLoss, plans
 from fastseg_losses.functional import predict_mask, region_sums
-from fastseg_losses.ops_generalized import generalized_loss
+from fastseg_losses.ops_generalized import Finish
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Case = Callable[[], None]
@@ -105,10 +105,7 @@ def generalized(N, C, batch):
     results = []
     for tensor, backend in ((drawn.to(DEVICE), "triton"), (drawn.double(), "torch")):
         leaf = tensor.requires_grad_()
-        loss = generalized_loss(
-            leaf, first=0, weights="square", smooth_nr=0.1, smooth_dr=0.1, reduction="mean",
-            batch=batch, backend=backend,
-        )  # fmt: skip
+        loss = Finish(0, "square", 0.1, 0.1, "mean", batch).of_sums(leaf, backend)
         loss.backward()
         results += [loss, leaf.grad]
     agree(results[0], results[2], 1e-5)

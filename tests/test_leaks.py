@@ -10,7 +10,7 @@ from faults import KINDS, living_tensors, single
 
 from fastseg_losses import CombinedSegmentationLoss, DiceLoss, ops_generalized, ops_masks, plans
 from fastseg_losses.functional import predict_mask
-from fastseg_losses.ops_generalized import generalized_loss
+from fastseg_losses.ops_generalized import Finish
 
 STEPS = 10_000
 
@@ -80,13 +80,13 @@ def test_shapes_do_not_add_up(device, monkeypatch):
     kept = (plans.PLANS, ops_masks._MASK_PLANS, ops_generalized._LAUNCHERS)
     for cache in kept:
         cache.clear()
-    finish = {"first": 0, "weights": "square", "smooth_nr": 0.0, "smooth_dr": 1e-5}
+    finish = Finish(0, "square", 0.0, 1e-5, "mean", batch=False)
     sizes = []
     for n in range(1, 9):
         logits = torch.randn(n, 1, 2, 2, device=device)
         predict_mask(logits, (4, 4), mode="binary", backend="triton")
         sums = torch.rand(4, n, 2, device=device)
-        generalized_loss(sums, **finish, reduction="mean", batch=False, backend="triton")
+        finish.of_sums(sums, "triton")
         low = CombinedSegmentationLoss(upsample="nearest", backend="triton")
         if n > 4:
             low(logits[:1], torch.zeros(1, 1, 2, n, device=device))  # its tables too

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastseg_losses.arguments import check_choice
 from fastseg_losses.backends import BACKENDS, torch_loss
 from fastseg_losses.ops import segmentation_loss
+from fastseg_losses.ops_generalized import Finish
 from fastseg_losses.ops_relay import Relay
 from fastseg_losses.spec import LossSpec, PointTerm, RegionTerm
 
@@ -114,7 +115,7 @@ def fused(
     activation: str | None = None,
     overlap: str = "product",
     squared: bool = False,
-    relay: Relay | None = None,
+    through: Relay | Finish | None = None,
 ) -> Tensor:
     """A loss through the kernels (the reference where they cannot run), differentiable.
 
@@ -132,7 +133,8 @@ def fused(
         activation: None for the mode's own, "sigmoid", or "identity".
         overlap: "product" or "minimum".
         squared: squares in P and T.
-        relay: adds this loss's gradient to that of others of the same logits.
+        through: what the loss goes through: a relay adds its gradient to that of others of the same
+            logits, a finish makes generalised Dice of sums.
 
     Returns:
         Float32, or float64 for float64 logits; no subclass of a tensor, whatever came.
@@ -162,8 +164,8 @@ def fused(
     tensors = (logits, targets, valid, class_weights, vector)
     if not constants:
         loss, _ = torch_loss(spec, tensors, None, constants=False)
-    elif relay is not None:
-        loss = relay.loss(spec, tensors, _backend)
+    elif through is not None:
+        loss = through.loss(spec, tensors, _backend)
     else:
         loss, _ = segmentation_loss(spec, tensors, backend=_backend)
     if reduction == "mean" and (points or not batch) and logits.numel() == 0:

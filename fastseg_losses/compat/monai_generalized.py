@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastseg_losses.compat.fused import chosen_backend, fused, number
 from fastseg_losses.compat.monai_regions import _RegionLoss
-from fastseg_losses.ops_generalized import generalized_loss
+from fastseg_losses.ops_generalized import Finish
 
 WEIGHTS = ("square", "simple", "uniform")
 
@@ -85,18 +85,25 @@ class GeneralizedDiceLoss(_RegionLoss):
         if self._is_one_group(input):
             raise IndexError(f"input: expected (B, C, *spatial) or batch=True, got {input.shape}")
         shared = {**call.shared, "include_background": True}
-        sums = fused(call.inputs, call.mode, reduction="sums", overlap=self._overlap(), **shared)
-        loss = generalized_loss(
-            sums,
+        finish = Finish(
             first=call.dropped,
             weights=self.w_type,
             smooth_nr=number(self.smooth_nr),
             smooth_dr=number(self.smooth_dr),
             reduction=self.reduction,
             batch=bool(self.batch),
-            backend=chosen_backend(),
-            constants=not call.inputs[1].requires_grad,
         )
+        constants = not call.inputs[1].requires_grad
+        loss = fused(
+            call.inputs,
+            call.mode,
+            reduction="sums",
+            overlap=self._overlap(),
+            through=finish if constants else None,
+            **shared,
+        )
+        if not constants:
+            loss = finish.of_sums(loss, chosen_backend(), constants=False)
         if self.reduction == "none":
             return loss.reshape(*loss.shape, *(1,) * (input.dim() - 2))
         return loss

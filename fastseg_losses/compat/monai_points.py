@@ -128,7 +128,7 @@ class FocalLoss(_Loss):
             scale = call.classes  # a mean over pixels
         elif masked and not call.softmax and call.mode == "multiclass":
             scale = call.C
-        loss = run(call, (self.term(scale),), (), reduction, weight, vector=vector, relay=relay)
+        loss = run(call, (self.term(scale),), (), reduction, weight, vector=vector, through=relay)
         if reduction == "sum":
             return loss / max(1, math.prod(input.shape[2:]))
         return loss.sum() if wanted == "sum" else loss

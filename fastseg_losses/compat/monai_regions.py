@@ -174,7 +174,7 @@ class DiceLoss(_RegionLoss):
             losses = loss * self.class_weight.to(loss).expand(call.classes)
             return reduced(losses, self.reduction)
         weight = class_weight(call, self.class_weight)
-        loss = run(call, (), (self.term(),), self.reduction, weight, relay=relay, **self.sums())
+        loss = run(call, (), (self.term(),), self.reduction, weight, through=relay, **self.sums())
         if self.reduction != "none":
             return loss
         return loss.reshape(*loss.shape, *(1,) * (input.dim() - 2))
