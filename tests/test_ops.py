@@ -169,6 +169,21 @@ def test_batch_sums_of_few_and_of_many_records(shape, device):
     )
 
 
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 16_385), (2, 1, 5000), (8, 1, 9, 7), (9, 1, 9, 7), (2, 4, 40, 30)], ids=str
+)
+def test_few_records_and_one_more_group(shape, reduction, batch, device):
+    """Of up to 8 groups of up to 16 programs one program reads all records."""
+    logits, targets = draw(shape, device)
+    options = {"batch": batch, "reduction": reduction}
+    options |= {"class_weights": [1.0, 2.0, 0.5, 3.0][: shape[1]]}
+    build = lambda **k: CombinedSegmentationLoss(mode="multilabel", **options, **k)  # noqa: E731
+    valid = torch.arange(shape[0], device=device) != 1
+    check_against_float64(build, logits, targets, valid)
+
+
 def test_many_groups_and_many_programs(device):
     """More groups than are read at once, and one group over many programs."""
     logits, targets = draw((50, 7, 5, 5), device)
