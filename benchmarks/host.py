@@ -26,7 +26,7 @@ from measure import Case, draw, step_of, wall_us
 from rivals import autograd_alone
 
 from fastseg_losses import CombinedSegmentationLoss, ops, ops_launches, plans, state, tracing
-from fastseg_losses.kernels.launch import _direct_launcher
+from fastseg_losses.kernels.handles import direct_launcher
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE = (8, 1, 512, 512)
@@ -59,7 +59,7 @@ def bare_launches(tensor: torch.Tensor) -> dict[str, float]:
     compiled[(1, 1, 1)](tensor)  # loads it
     address, stream = tensor.data_ptr(), torch.cuda.current_stream().cuda_stream
     rows = {}
-    direct = _direct_launcher(compiled)
+    direct = direct_launcher(compiled)
     if direct is not None:
         start, rest = direct
         rows["empty kernel, Triton's launcher"] = host_us(

@@ -11,6 +11,7 @@ import triton
 
 from fastseg_losses.kernels import finalize, terms
 from fastseg_losses.kernels.gradient import _gradient_kernel
+from fastseg_losses.kernels.handles import direct_launcher, handle_of
 from fastseg_losses.kernels.sums import _sums_forward_kernel
 from fastseg_losses.kernels.tiles import (
     ForwardTile,
@@ -276,7 +277,7 @@ class Launch(NamedTuple):
                 *tensors, *numbers, *self.scalars, **self.constexprs
             )
         named = {**self.constexprs, **self.options}  # Gluon kernels take num_warps in both roles
-        compiled = kernel.warmup(*variables, *self.scalars, **named, grid=grid)
+        compiled = handle_of(kernel, (*variables, *self.scalars), named, grid)
         run = compiled[grid]
         names = kernel.arg_names[len(variables) + len(self.scalars) :]
         tail = (*self.scalars, *(self.constexprs[name] for name in names))
@@ -285,7 +286,7 @@ class Launch(NamedTuple):
             addresses = [None if t is None else t.data_ptr() for t in tensors]
             run(*addresses, *numbers, *tail, stream=stream)
 
-        direct = _direct_launcher(compiled)
+        direct = direct_launcher(compiled)
         if direct is None:
             return launch
         start, rest = direct
@@ -300,20 +301,3 @@ class Launch(NamedTuple):
             start(*grid, stream, *rest, *addresses, *numbers, *tail)
 
         return launch_directly
-
-
-def _direct_launcher(compiled: Any) -> tuple[Callable[..., None], tuple[Any, ...]] | None:
-    """Triton's C launcher and what it takes between the stream and the kernel's arguments.
-
-    Its Python around it costs 5 us a launch, most of it for hooks that are not set. Only for the
-    release whose launcher this was written and measured with; None: call the public way.
-    """
-    launcher = compiled.run
-    if not triton.__version__.startswith("3.6.") or type(launcher).__name__ != "CudaLauncher":
-        return None
-    if launcher.global_scratch_size or launcher.profile_scratch_size:
-        return None
-    modes = (launcher.launch_cooperative_grid, launcher.launch_pdl)
-    no_scratch, no_hooks = (None, None), (None, None, None)
-    rest = (compiled.function, *modes, *no_scratch, compiled.packed_metadata, *no_hooks)
-    return launcher.launch, rest
