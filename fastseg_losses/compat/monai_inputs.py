@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastseg_losses.compat.fused import computed_in, fused
+from fastseg_losses.compat.fused import computed_in, flat, fused
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -106,7 +106,7 @@ def prepare(
         mismatch: what targets of another shape raise.
     """
     C = input.shape[1]
-    if C == 1:
+    if C == 1 and (softmax or to_onehot_y or not include_background):
         for name, flag in (
             ("softmax=True", softmax),
             ("to_onehot_y=True", to_onehot_y),
@@ -139,8 +139,9 @@ def prepare(
         if sigmoid:
             shared["activation"] = None
         if C == 1:  # volumes of one channel are not mistaken for channels
-            input, target = input.flatten(1), target.flatten(1)
-            valid = None if valid is None else valid.flatten(1)
+            input, target = flat(input, target)
+            if valid is not None and input.dim() == 2:
+                valid = valid.flatten(1)
     return Call((input, target, valid), mode, shared, C, 0 if include_background else 1)
 
 
@@ -213,6 +214,8 @@ def class_weight(call: Call, weight: Tensor | None, *, points: bool = False) -> 
     Raises:
         ValueError: another number of weights than channels with a loss.
     """
+    if weight is None and not call.dropped:
+        return None
     device = call.inputs[0].device
     if weight is not None and call.classes > 1:
         check_length(weight, call.classes)
@@ -235,17 +238,20 @@ def run(
     **more: Any,
 ) -> Tensor:
     """A loss of the call; every group counts as in MONAI, and weights are not normalised."""
-    # what has a weight of 0 is in the mean
-    share = call.C / call.classes if reduction == "mean" else 1.0
-    of_points, of_regions = 1.0 if call.softmax else share, share if call.weighed else 1.0
+    if call.dropped and reduction == "mean":  # what has a weight of 0 is in the mean
+        share = call.C / call.classes
+        if not call.softmax:
+            points = tuple((name, w * share, *rest) for name, w, *rest in points)
+        if call.weighed:
+            regions = tuple((name, w * share, *rest) for name, w, *rest in regions)
     loss = fused(
         (*call.inputs, weight, vector),
         call.mode,
-        tuple((name, w * of_points, *rest) for name, w, *rest in points),
-        tuple((name, w * of_regions, *rest) for name, w, *rest in regions),
+        points,
+        regions,
         reduction=reduction,
         absent="all",
         **call.shared,
         **more,
     )
-    return loss[..., call.dropped :] if call.weighed and reduction == "none" else loss
+    return loss[..., call.dropped :] if reduction == "none" and call.weighed else loss

@@ -66,16 +66,17 @@ class SoftBCEWithLogitsLoss(nn.Module):
                 f"y_true: expected y_pred's shape {tuple(y_pred.shape)}, got {tuple(y_true.shape)}"
             )
         by_class = self._weighs_classes(y_pred)
-        one = self.pos_weight is None or self.pos_weight.numel() == 1
+        pos_weight = self.pos_weight
         if (
             self.reduction not in ("mean", "sum")
             or self.weight is not None
-            or not (one or by_class)
+            or not (pos_weight is None or by_class or pos_weight.numel() == 1)
         ):
             return self._by_pytorch(y_pred, y_true)
         mean = self.reduction == "mean"
         logits, targets = (y_pred, y_true) if by_class else flat(y_pred, y_true)
-        pos_weight = None if self.pos_weight is None else self.pos_weight.flatten()
+        if pos_weight is not None:
+            pos_weight = pos_weight.flatten()
         weight, factor = mean_factor(y_pred.numel()) if mean else (1.0, 1.0)
         loss = fused(
             (logits, targets, None, None, pos_weight),

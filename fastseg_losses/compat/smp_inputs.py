@@ -49,12 +49,17 @@ def by_mode(mode: str, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
         )
     if mode == BINARY_MODE:
         return flat(y_pred, y_true)
-    y_pred = y_pred.flatten(2) if y_pred.dim() > 2 else y_pred[..., None]
-    if mode == MULTILABEL_MODE:
-        return y_pred, y_true.reshape(y_pred.shape)
-    if y_true.is_floating_point():
+    if mode == MULTICLASS_MODE and y_true.is_floating_point():
         y_true = y_true.long()
-    return y_pred, y_true.reshape(y_pred.shape[0], y_pred.shape[2])
+    if y_pred.dim() > 2 and y_true.shape == pixels_of(mode, y_pred.shape):
+        return y_pred, y_true  # as in `flat`
+    y_pred = y_pred.flatten(2) if y_pred.dim() > 2 else y_pred[..., None]
+    return y_pred, y_true.reshape(pixels_of(mode, y_pred.shape))
+
+
+def pixels_of(mode: str, shape: torch.Size) -> tuple[int, ...]:
+    """The shape of targets for logits of this one."""
+    return shape if mode == MULTILABEL_MODE else (shape[0], *shape[2:])
 
 
 def only_class(
