@@ -125,17 +125,10 @@ def compat_cases() -> list[tuple[str, str, Case]]:
 
 
 def compiled_compat_cases() -> list[tuple[str, str, Case]]:
-    """(rival, loss, case): what is compiled, the peers' own; nothing without a GPU.
-
-    All but some of the smallest: each takes a process and half a minute.
-    """
+    """(rival, loss, case): what is compiled, the peers' own; nothing without a GPU."""
     if DEVICE != "cuda":
         return []
-    return [
-        ("compat", name, case)
-        for name, _, case in compat_cases()
-        if case.shape != SHAPES[2] or name in COMPAT_SMALL
-    ]
+    return [("compat", name, case) for name, _, case in compat_cases()]
 
 
 def label_of(value: Any) -> str | None:
