@@ -55,7 +55,7 @@ SMALL_UPSAMPLED = [
     Case((2, 1, 16, 16), "float32", "uint8", True, size=(64, 64)),
     Case((1, 5, 8, 16), "float32", "int64", True, ids=True, size=(32, 64)),
 ]
-# Of the smallest compat cases those whose peers are compiled.
+# Compat cases that are measured as CUDA graphs too, beside the compiled peer, at the smallest size.
 COMPAT_SMALL = ("smp Dice", "smp Focal", "smp SoftBCE", "MONAI GeneralizedDice", "MONAI DiceFocal")
 COMPILE_SECONDS = 120  # for a dozen rivals at once
 SINGLES = ["bce", "dice", "iou", "tversky", "focal"]
