@@ -145,25 +145,28 @@ def _places(logits: Tensor, targets: Tensor, valid: Tensor | None) -> tuple[Any,
     return where if valid is None else (*where, valid.data_ptr(), valid.stride())
 
 
-def _gradient(ctx: Any, dloss: Tensor, onto: Tensor | None = None) -> Tensor:
+def _gradient(
+    ctx: Any, dloss: Tensor, onto: Tensor | None = None, table: Tensor | None = None
+) -> Tensor:
+    table = ctx.table if table is None else table
     logits, targets, valid, pos_weight = ctx.saved_tensors
     if is_batched(dloss):  # of vmap; PyTorch calls an operator once for each
-        tensors = (ctx.table, logits, targets, valid, None, pos_weight)
+        tensors = (table, logits, targets, valid, None, pos_weight)
         return loss_backward(dloss, *tensors, ctx.spec.key)
     if ctx.gradient is not None:
         # Given away once: a second backward through a retained graph computes its own. So does a
         # capture: replayed twice, it would settle twice.
         dlogits, ctx.gradient = ctx.gradient, None
         if not is_capturing(dlogits.device):
-            return settle(ctx.early, ctx.table, dlogits, dloss)
+            return settle(ctx.early, table, dlogits, dloss)
     inputs: Inputs = (logits, targets, valid, None, pos_weight)
     plan = ctx.plan
     if _places(logits, targets, valid) != ctx.places:
         # A hook on saved tensors gave back copies, which may lie otherwise.
         plan, inputs = plan_for(ctx.spec, inputs)
     if onto is not None and _layout(onto) != _layout(inputs[0]):
-        return launch_backward(plan, inputs, ctx.table, dloss) + onto
-    return launch_backward(plan, inputs, ctx.table, dloss, onto)
+        return launch_backward(plan, inputs, table, dloss) + onto
+    return launch_backward(plan, inputs, table, dloss, onto)
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

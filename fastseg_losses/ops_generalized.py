@@ -49,7 +49,8 @@ class Finish(NamedTuple):
         """
         logits = inputs[0]
         trains = logits.requires_grad and torch.is_grad_enabled()
-        joint = trains and spec.mode != "multiclass" and not is_traced(logits)
+        plain = spec.mode != "multiclass" and spec.upsample is None
+        joint = trains and plain and not is_traced(logits)
         if joint and takes_triton(backend, logits, spec):
             raise_alarm()
             plan, tensors = plan_for(spec, inputs)
@@ -105,20 +106,19 @@ class _SumsAndFinish(torch.autograd.Function):
         ctx.spec, ctx.plan, ctx.gradient = spec, plan, None
         ctx.save_for_backward(logits, targets, valid, pos_weight)
         ctx.places = _places(logits, targets, valid)
-        sums, ctx.ones = launch_forward(plan, inputs, None)
+        sums, ctx.table = launch_forward(plan, inputs, None)
         loss, ctx.dsums = _launch(sums, finish)
         return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> Any:
-        ctx.table = ctx.ones
         if torch.is_grad_enabled():  # under create_graph
             dlogits = _OnceOnly.apply(ctx.dsums * dloss, ctx.saved_tensors[0], ctx)
         elif dloss.dim() or is_batched(dloss):
             dlogits = _gradient(ctx, ctx.dsums * dloss)
         else:
-            ctx.table = dloss  # by which the launch multiplies: see gradient.load_coefs
-            dlogits = _gradient(ctx, ctx.dsums)
+            # by which the launch multiplies: see gradient.load_coefs
+            dlogits = _gradient(ctx, ctx.dsums, table=dloss)
         return None, None, None, dlogits, None, None, None, None
 
 

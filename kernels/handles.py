@@ -6,6 +6,7 @@ from typing import Any
 import triton
 from triton.runtime import driver
 
+MAX_HANDLES = 1024
 _HANDLES: dict[Any, Any] = {}
 
 
@@ -24,18 +25,22 @@ def handle_of(kernel: Any, arguments: Sequence[Any], named: dict[str, Any], grid
     key = (kernel, device, tuple(named.items()), traits)
     handle = _HANDLES.get(key)
     if handle is None:
+        if len(_HANDLES) >= MAX_HANDLES:
+            _HANDLES.clear()
         handle = _HANDLES[key] = kernel.warmup(*arguments, **named, grid=grid)
     return handle
 
 
 def _trait(value: Any, *, exact: bool) -> Any:
     """All of an argument that may change what is compiled."""
-    if value is None or type(value) is float:
-        return type(value)
+    if value is None:
+        return None
+    if isinstance(value, float):  # NumPy's too
+        return float
     if isinstance(value, tuple):
         return tuple(_trait(v, exact=True) for v in value)
     if isinstance(value, int):  # 32 bits, 64, or unsigned; of others a 1, and what 16 divides
-        return type(value), value if exact else (value.bit_length() > 31, value.bit_length() > 63)
+        return type(value), value if exact else (-(1 << 31) <= value < 1 << 31, value < 1 << 63)
     memory = value.untyped_storage().size()  # AMD's kernels address up to 2 GiB otherwise
     return value.dtype, value.data_ptr() % 16 == 0, memory < 1 << 31
 

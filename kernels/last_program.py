@@ -106,7 +106,10 @@ def finish_few(
     total = tl.sum(records, 0)
     weighted = total
     if class_weights_ptr is not None:
-        weighted = tl.sum(weight[:, None] * records, 0)
+        # A product of its own: where a lane fuses it with what its partner gives, and that one the
+        # other way round, they hold sums that differ in the last bit.
+        each = tl.broadcast_to(weight[:, None], records.shape)
+        weighted = tl.sum(tl.fma(each, records, tl.zeros_like(records)), 0)
     finish_sums(
         loss_ptr, stats_ptr, table_ptr, alarm_ptr, total, weighted, largest, column,
         point_weights, region_weights, NUM_POINT, len(LOGS), REDUCTION, ABSENT, IDENTITY,

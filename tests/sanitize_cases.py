@@ -171,7 +171,7 @@ CASES: dict[str, Case] = {
     "binary, one pixel": lambda: binary((1, 1, 1)),
     "binary, none": lambda: binary((2, 1, 7, 9), reduction="none", focal_gamma=1.5),
     "binary, batch": lambda: binary((3, 1, 37, 29), batch=True),
-    "binary, few groups": lambda: binary((2, 3, 61, 59), **WEIGHTS),
+    "binary, few groups": lambda: binary((2, 3, 61, 59), class_weights=[0.7, 1.3, 0.9]),
     "multilabel, weights": lambda: binary((3, 3, 7, 5), **WEIGHTS),
     "multilabel, batch": lambda: binary((3, 3, 19, 23), batch=True, ignore_index=255),
     "multilabel, batch, many": lambda: binary((140, 2, 3, 5), batch=True),

@@ -237,6 +237,19 @@ def test_the_portable_twin_builds_on_nvidia_too():
     build_both(plan, "float32", "float32", TARGETS["sm_90"])
 
 
+@pytest.mark.parametrize("logits", ["float32", "bfloat16"])
+def test_lanes_that_add_up_weighted_records_agree(logits):
+    """None fuses a product of its own with its partner's sum: their last bits would differ."""
+    plan = make_plan(logits, "uint8", ptx=True)
+    kernel, _ = build_both(plan, logits, "uint8", TARGETS["sm_90"], weights=True)
+    lines = kernel.asm["ptx"].splitlines()
+    given = {line.split()[1].rstrip(",|") for line in lines if "shfl.sync" in line}
+    assert len(given) > 50, "no sums over lanes were found"
+    for line in lines:
+        if "fma.rn.f32" in line:
+            assert line.split()[-1].rstrip(";") not in given, line
+
+
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("weights", ["square", "simple", "uniform"])
 @pytest.mark.parametrize("target", TARGETS)

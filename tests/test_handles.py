@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,7 +52,10 @@ def find(kernel, **changed):
 
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"size": 16}, {"size": 2**31 - 1}, {"weights": (2.0, 3.0)}, {"logits_ptr": LOGITS[4:]}],
+    [
+        *({}, {"size": 16}, {"size": 2**31 - 1}, {"size": -(2**31)}),
+        *({"weights": (2.0, 3.0)}, {"weights": (np.float64(2.0), 3.0)}, {"logits_ptr": LOGITS[4:]}),
+    ],
     ids=str,
 )
 def test_the_same_kernel_serves(kernel, changed):
@@ -67,6 +71,7 @@ def test_the_same_kernel_serves(kernel, changed):
         {"valid_ptr": torch.ones(3, dtype=torch.bool)},
         {"size": 2**31},
         {"size": 2**63},
+        {"size": -(2**31) - 1},
         {"width": 17},
         {"width": 1},
         {"weights": (0.5,)},
@@ -85,6 +90,13 @@ def test_each_device_has_its_own(kernel):
     first = find(kernel)
     handles.driver.active.get_current_device = lambda: 1
     assert find(kernel) != first
+
+
+def test_handles_do_not_add_up(kernel, monkeypatch):
+    monkeypatch.setattr(handles, "MAX_HANDLES", 3)
+    for width in range(2, 20):
+        find(kernel, width=width)
+        assert len(handles._HANDLES) <= 3
 
 
 def test_what_did_not_compile_is_tried_again(kernel):

@@ -1,5 +1,8 @@
 """Generalised Dice's finish: one launch, equal to the formula in float64."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from test_gpu import kernels_of
@@ -88,6 +91,16 @@ def test_upstream_gradients_at_once(kernels):
     for dloss, dlogits in zip(dlosses, together[0], strict=True):
         (alone,) = torch.autograd.grad(loss, logits, dloss, retain_graph=True)
         torch.testing.assert_close(dlogits, alone, rtol=1e-6, atol=1e-9)
+
+
+def test_an_upstream_gradient_from_the_loss_itself_is_not_kept(kernels):
+    """A cycle through autograd's nodes, which no collection sees."""
+    loss, logits, _ = drawn_step(kernels)
+    torch.autograd.grad(loss, logits, loss * 1.0)
+    gone = weakref.ref(logits)
+    del loss, logits
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_step_refuses_a_second_derivative(kernels):
