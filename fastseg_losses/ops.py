@@ -92,24 +92,36 @@ def segmentation_loss(
 # ---- eager: autograd
 
 
+def plan_of_step(spec: LossSpec, inputs: Inputs, backend: str) -> tuple[Plan, Inputs] | None:
+    """The plan of an eager call that trains by the kernels, and its tensors; None of another call.
+
+    Raises:
+        ValueError: of an earlier call, see `state.raise_alarm`; of this one, see `plan_for`.
+    """
+    logits = inputs[0]
+    if not logits.requires_grad or not torch.is_grad_enabled() or is_traced(logits):
+        return None
+    if not takes_triton(backend, logits, spec):
+        return None
+    raise_alarm()
+    return plan_for(spec, inputs)
+
+
 class _FusedLoss(torch.autograd.Function):
     """The launches as one differentiable step; keeps the caller's tensors and the table."""
 
     @staticmethod
     def forward(ctx: Any, spec: LossSpec, plan: Plan, row: Tensor | None, *inputs: Any) -> Tensor:
-        logits, targets, valid, _, pos_weight = inputs
-        ctx.spec, ctx.plan = spec, plan
-        ctx.save_for_backward(logits, targets, valid, pos_weight)
-        ctx.places = _places(logits, targets, valid)
+        _keep(ctx, spec, plan, inputs)
         early = plan.early
         if early is not None:
             # A replay must not share the assumption with launches around it: captures take two.
             # Only of the current device PyTorch says whether there is a capture.
-            if is_foreign(plan.device.index) or is_capturing(logits.device):
+            if is_foreign(plan.device.index) or is_capturing(inputs[0].device):
                 early = None
             elif not early.admitted:
                 early = admitted_single(plan, early)
-        ctx.early, ctx.gradient = early, None
+        ctx.early = early
         if early is None:
             loss, ctx.table = launch_forward(plan, inputs, row)
         else:
@@ -138,6 +150,14 @@ class _OnceOnly(torch.autograd.Function):
             "the gradient of a fused loss cannot be differentiated again (double backward); "
             "use backend='torch' for second derivatives"
         )
+
+
+def _keep(ctx: Any, spec: LossSpec, plan: Plan, inputs: Any) -> None:
+    """What `_gradient` needs of a call, beside the table."""
+    logits, targets, valid, _, pos_weight = inputs
+    ctx.spec, ctx.plan, ctx.gradient = spec, plan, None
+    ctx.save_for_backward(logits, targets, valid, pos_weight)
+    ctx.places = _places(logits, targets, valid)
 
 
 def _places(logits: Tensor, targets: Tensor, valid: Tensor | None) -> tuple[Any, ...]:

@@ -10,12 +10,11 @@ from torch.autograd.function import once_differentiable
 
 from fastseg_losses.backends import takes_triton
 from fastseg_losses.inputs import Inputs
-from fastseg_losses.ops import _gradient, _OnceOnly, _places, segmentation_loss
+from fastseg_losses.ops import _gradient, _keep, _OnceOnly, plan_of_step, segmentation_loss
 from fastseg_losses.ops_launches import launch_forward
-from fastseg_losses.plans import plan_for
 from fastseg_losses.reference import generalized_dice
 from fastseg_losses.spec import LossSpec
-from fastseg_losses.state import guarded, index_of, is_foreign, raise_alarm, stream_of
+from fastseg_losses.state import guarded, index_of, is_foreign, stream_of
 from fastseg_losses.tracing import is_batched, is_traced
 
 if TYPE_CHECKING:
@@ -42,18 +41,20 @@ class Finish(NamedTuple):
     batch: bool
 
     def loss(self, spec: LossSpec, inputs: Inputs, backend: str) -> Tensor:
-        """The loss of these logits, of whose sums the spec tells.
+        """The loss of these logits, (), or with "none" (N, 1), with batch (1,).
 
         Of one or several masks that train, sums and finish are one step: its backward launch takes
         the finish's slopes and the upstream gradient as they are, a launch less.
+
+        Args:
+            spec: of the sums, with reduction "sums".
+            inputs: see `segmentation_loss`, like backend and what is raised.
+            backend: one of `backends.BACKENDS`.
         """
-        logits = inputs[0]
-        trains = logits.requires_grad and torch.is_grad_enabled()
-        plain = spec.mode != "multiclass" and spec.upsample is None
-        joint = trains and plain and not is_traced(logits)
-        if joint and takes_triton(backend, logits, spec):
-            raise_alarm()
-            plan, tensors = plan_for(spec, inputs)
+        masks = spec.mode != "multiclass" and spec.upsample is None
+        found = plan_of_step(spec, inputs, backend) if masks else None
+        if found is not None:
+            plan, tensors = found
             return _SumsAndFinish.apply(spec, plan, self, *tensors)
         sums, _ = segmentation_loss(spec, inputs, backend=backend)
         return self.of_sums(sums, backend)
@@ -102,10 +103,7 @@ class _SumsAndFinish(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: LossSpec, plan: Plan, finish: Finish, *inputs: Any) -> Tensor:
-        logits, targets, valid, _, pos_weight = inputs
-        ctx.spec, ctx.plan, ctx.gradient = spec, plan, None
-        ctx.save_for_backward(logits, targets, valid, pos_weight)
-        ctx.places = _places(logits, targets, valid)
+        _keep(ctx, spec, plan, inputs)
         sums, ctx.table = launch_forward(plan, inputs, None)
         loss, ctx.dsums = _launch(sums, finish)
         return loss

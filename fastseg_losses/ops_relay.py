@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastseg_losses.backends import takes_triton
 from fastseg_losses.inputs import Inputs
-from fastseg_losses.ops import _gradient, _OnceOnly, _places, segmentation_loss
+from fastseg_losses.ops import _gradient, _keep, _OnceOnly, plan_of_step, segmentation_loss
 from fastseg_losses.ops_launches import launch_forward
-from fastseg_losses.plans import plan_for
 from fastseg_losses.spec import LossSpec
-from fastseg_losses.state import raise_alarm
-from fastseg_losses.tracing import is_batched, is_traced
+from fastseg_losses.tracing import is_batched
 
 if TYPE_CHECKING:
     from fastseg_losses.kernels.multiclass_plan import ClassPlan
@@ -68,15 +65,11 @@ class Relay:
             ValueError: of an earlier call, see `state.raise_alarm`; of this one, see `plan_for`.
         """
         logits = inputs[0]
-        wanted = logits is self.logits and logits.requires_grad and torch.is_grad_enabled()
-        if not wanted or spec.mode != "multiclass" or spec.upsample is not None:
+        if logits is not self.logits or spec.mode != "multiclass" or spec.upsample is not None:
             return None
-        if is_traced(logits) or not takes_triton(backend, logits, spec):
-            return None
-        raise_alarm()
-        plan, tensors = plan_for(spec, inputs)
+        found = plan_of_step(spec, inputs, backend)
         # logits that had to be copied are no longer those that the next loss is to take
-        return (plan, tensors) if tensors[0] is logits else None
+        return found if found is not None and found[1][0] is logits else None
 
 
 class _RelayedLoss(torch.autograd.Function):
@@ -89,14 +82,11 @@ class _RelayedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, spec: LossSpec, plan: ClassPlan, given: _Box, left: _Box | None, *inputs: Any
     ) -> tuple[Tensor, Tensor]:
-        logits, targets, valid, _, vector = inputs
         ctx.set_materialize_grads(False)
-        ctx.spec, ctx.plan, ctx.given, ctx.left = spec, plan, given, left
-        ctx.save_for_backward(logits, targets, valid, vector)
-        ctx.places = _places(logits, targets, valid)
-        ctx.gradient = None
+        ctx.given, ctx.left = given, left
+        _keep(ctx, spec, plan, inputs)
         loss, ctx.table = launch_forward(plan, inputs, None)
-        return loss, logits
+        return loss, inputs[0]
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, later: Tensor | None) -> Any:

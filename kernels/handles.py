@@ -13,9 +13,9 @@ _HANDLES: dict[Any, Any] = {}
 def handle_of(kernel: Any, arguments: Sequence[Any], named: dict[str, Any], grid: Any) -> Any:
     """The kernel compiled for run-time arguments like these.
 
-    Triton's own look-up makes a text of everything: 180 us of the 330 that plans of a new shape
-    cost for its two launches, 60 us so. The key tells more apart than Triton does, so at worst it
-    is asked once more.
+    Triton's own look-up makes a text of everything: 180 to 210 us of the 300 to 350 that plans of a
+    new shape cost, 90 to 100 so (benchmarks/results/cpu-host.txt). The key tells more apart than
+    Triton does, so at worst it is asked once more.
     """
     device = driver.active.get_current_device()
     traits = tuple(

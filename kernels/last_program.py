@@ -248,7 +248,7 @@ def finish_program(
     few = (N * C <= FEW_PAIRS) & (S <= FEW_PROGRAMS)
     if BATCH:
         few = few & (C == 1)
-    if few:  # 1.3 us less than group by group
+    if few:  # 1.5 us less than group by group
         stored = tl.atomic_add(counters_ptr, 1, sem="acq_rel")
         if stored == N * C * S - 1:
             tl.debug_barrier()
