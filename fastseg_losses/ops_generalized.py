@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fastseg_losses.backends import takes_triton
 from fastseg_losses.inputs import Inputs
-from fastseg_losses.ops import _gradient, _keep, _OnceOnly, plan_of_step, segmentation_loss
+from fastseg_losses.ops import _gradient, _keep, _OnceOnly, _Step, plan_of_step, segmentation_loss
 from fastseg_losses.ops_launches import launch_forward
 from fastseg_losses.reference import generalized_dice
 from fastseg_losses.spec import LossSpec
@@ -55,7 +55,7 @@ class Finish(NamedTuple):
         found = plan_of_step(spec, inputs, backend) if masks else None
         if found is not None:
             plan, tensors = found
-            return _SumsAndFinish.apply(spec, plan, self, *tensors)
+            return _SumsAndFinish.apply(tensors[0], spec, plan, tensors, self)
         sums, _ = segmentation_loss(spec, inputs, backend=backend)
         return self.of_sums(sums, backend)
 
@@ -84,7 +84,7 @@ class Finish(NamedTuple):
         return loss.mean() if self.reduction == "mean" else loss.sum()
 
 
-class _Finish(torch.autograd.Function):
+class _Finish(_Step):
     """The launch, which gives the slopes with the loss; backward only multiplies."""
 
     @staticmethod
@@ -98,11 +98,13 @@ class _Finish(torch.autograd.Function):
         return ctx.dsums * dloss, None
 
 
-class _SumsAndFinish(torch.autograd.Function):
+class _SumsAndFinish(_Step):
     """Both launches as one step."""
 
     @staticmethod
-    def forward(ctx: Any, spec: LossSpec, plan: Plan, finish: Finish, *inputs: Any) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, spec: LossSpec, plan: Plan, inputs: Inputs, finish: Finish
+    ) -> Tensor:
         _keep(ctx, spec, plan, inputs)
         sums, ctx.table = launch_forward(plan, inputs, None)
         loss, ctx.dsums = _launch(sums, finish)
@@ -117,7 +119,7 @@ class _SumsAndFinish(torch.autograd.Function):
         else:
             # by which the launch multiplies: see gradient.load_coefs
             dlogits = _gradient(ctx, ctx.dsums, table=dloss)
-        return None, None, None, dlogits, None, None, None, None
+        return dlogits, None, None, None, None
 
 
 MAX_LAUNCHERS = 1024

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastseg_losses.inputs import Inputs
-from fastseg_losses.ops import _gradient, _keep, _OnceOnly, plan_of_step, segmentation_loss
+from fastseg_losses.ops import _gradient, _keep, _OnceOnly, _Step, plan_of_step, segmentation_loss
 from fastseg_losses.ops_launches import launch_forward
 from fastseg_losses.spec import LossSpec
 from fastseg_losses.tracing import is_batched
@@ -52,7 +52,7 @@ class Relay:
             return segmentation_loss(spec, inputs, backend=backend)[0]
         plan, inputs = found
         box = None if self._first else self._box
-        loss, self.logits = _RelayedLoss.apply(spec, plan, self._box, box, *inputs)
+        loss, self.logits = _RelayedLoss.apply(self.logits, spec, plan, inputs, self._box, box)
         self._first = False
         return loss
 
@@ -72,7 +72,7 @@ class Relay:
         return found if found is not None and found[1][0] is logits else None
 
 
-class _RelayedLoss(torch.autograd.Function):
+class _RelayedLoss(_Step):
     """A loss, and its logits as the next loss has to take them.
 
     given: where the next loss leaves its gradient; left: where this one does, for the one before.
@@ -80,13 +80,19 @@ class _RelayedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, spec: LossSpec, plan: ClassPlan, given: _Box, left: _Box | None, *inputs: Any
+        ctx: Any,
+        logits: Tensor,
+        spec: LossSpec,
+        plan: ClassPlan,
+        inputs: Inputs,
+        given: _Box,
+        left: _Box | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.given, ctx.left = given, left
         _keep(ctx, spec, plan, inputs)
         loss, ctx.table = launch_forward(plan, inputs, None)
-        return loss, inputs[0]
+        return loss, logits
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, later: Tensor | None) -> Any:
@@ -103,7 +109,7 @@ class _RelayedLoss(torch.autograd.Function):
             dlogits = _sum(_gradient(ctx, dloss), later)
         if ctx.left is not None:
             ctx.left.gradient = dlogits
-        return None, None, None, None, dlogits, None, None, None, None
+        return dlogits, None, None, None, None, None
 
 
 def _sum(own: Tensor, later: Tensor | None) -> Tensor:

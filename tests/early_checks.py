@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpu_measures import kernels_of, peak_bytes
 from oracle import rms_error, run
 
 
@@ -30,19 +31,18 @@ def check_backward_twice(criterion, logits, masks):
 
 def check_one_launch_each_way(criterion, logits, masks, kernel):
     """Without a wait for the device, in the gradient's memory and 1 MB; backward only settles."""
-    from test_gpu import kernels_of
-
     x, kept = logits.requires_grad_(), []
     dloss = torch.ones((), device=x.device)
     torch.autograd.grad(criterion(x, masks), x, dloss)
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        torch.autograd.grad(criterion(x, masks, return_stats=True)[0], x, dloss)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.cuda.max_memory_allocated() - before <= x.nbytes + (1 << 20)
+
+    def step():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return torch.autograd.grad(criterion(x, masks, return_stats=True)[0], x, dloss)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    assert peak_bytes(step) <= x.nbytes + (1 << 20)
     forward = kernels_of(lambda: kept.append(criterion(x, masks, return_stats=True)[0]))
     backward = kernels_of(lambda: torch.autograd.grad(kept[0], x, dloss))
     assert len(forward) == 1 and kernel in forward[0], forward
@@ -54,7 +54,6 @@ def check_a_capture_takes_two_launches(criterion, draw, monkeypatch):
 
     The warm-up before it takes one launch, and compiles the two; `draw` gives logits and masks.
     """
-    from test_gpu import kernels_of
 
     from fastseg_losses.kernels import launch
 

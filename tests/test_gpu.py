@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpu_measures import kernels_of, peak_bytes
 from losses_table import ALL, DEFAULTS, ids
 from oracle import check_against_float64, run
 
@@ -36,16 +37,6 @@ def test_a_sum_over_many_programs_and_tiles(cuda, poisoned):
 
 
 # ---- launches, syncs, memory
-
-
-def kernels_of(call):
-    from torch.profiler import ProfilerActivity, profile
-
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
-        call()
-        torch.cuda.synchronize()
-    return [e.name for e in recorded.events() if e.device_type.name == "CUDA"]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -97,12 +88,7 @@ def test_peak_memory_is_the_gradient_and_little_more(dtype, cuda):
         return gradient
 
     step()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    peak = torch.cuda.max_memory_allocated() - before
-    assert peak <= x.numel() * x.element_size() + (1 << 20)
+    assert peak_bytes(step) <= x.nbytes + (1 << 20)
 
 
 # ---- graphs, streams, compilation

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_gpu import kernels_of
+from gpu_measures import kernels_of, peak_bytes
 
 from fastseg_losses import CombinedSegmentationLoss
 from fastseg_losses.functional import predict_mask
@@ -102,12 +102,7 @@ def test_memory_is_the_gradient_and_what_a_softmax_keeps(cuda):
     ):
         criterion, logits, targets = draw(case, cuda)
         step(criterion, logits, targets)
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(criterion, logits, targets)
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() - before
+        peak = peak_bytes(lambda call=(criterion, logits, targets): step(*call))
         allowed = (1 << 20) + (4 << 20 if extra else 0)  # exchange between threads; partial rows
         assert peak <= logits.numel() * 4 + extra + allowed
 
@@ -158,7 +153,4 @@ def test_masks_are_those_of_interpolate(cuda):
     expected = interpolate(logits, (128, 160), "bilinear").argmax(1)
     # two classes may tie within a rounding
     assert (found != expected).sum() <= 2
-    allocated = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    predict_mask(logits, (128, 160))
-    assert torch.cuda.max_memory_allocated() - allocated <= 2 * 128 * 160 + 512
+    assert peak_bytes(lambda: predict_mask(logits, (128, 160))) <= 2 * 128 * 160 + 512

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from test_gpu import kernels_of
+from gpu_measures import kernels_of
 
 from fastseg_losses import compat
 from fastseg_losses.compat.monai import GeneralizedDiceLoss

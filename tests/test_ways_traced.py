@@ -174,6 +174,15 @@ def test_torch_func_is_refused_by_the_kernels(name, device):
         TRANSFORMS[name](criterion, logits, targets)
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_what_a_transform_leaves_behind_is_refused(transform, device):
+    """A wrapper without memory, in its transform or after it: `_Step` leaves it as it is."""
+    left = []
+    transform(lambda x: left.append(x) or x.sum())(torch.randn(2, 1, 5, 6, device=device))
+    with pytest.raises(RuntimeError, match="storage"):
+        DiceLoss(backend="triton")(left[0].requires_grad_(), draw((2, 1, 5, 6), device)[1])
+
+
 def test_vmap_of_losses(device):
     logits, targets = draw((3, 1, 5, 6), device)
     plain = per_sample(DiceLoss(backend="torch"), lambda f: f)(logits, targets)
