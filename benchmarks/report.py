@@ -94,7 +94,7 @@ def write_picture(path: Path, machine: Row, rows: list[Row]) -> None:
         (work, [r for r in rows if group_of(r) == (*work, True) and "peak_mb" in r])
         for work in PICTURED
     ]
-    works = [(work, members) for work, members in works if members]
+    works = [(w, found) for w, found in works if len({r["implementation"] for r in found}) > 1]
     if not works:
         return
     figure, axes = plt.subplots(len(works), 2, figsize=(10, 2.6 * len(works)), squeeze=False)
