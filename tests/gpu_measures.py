@@ -25,4 +25,5 @@ def peak_bytes(call):
     returned = call()
     peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     del returned
+    assert peak > 0, "the allocator counts no requests (cudaMallocAsync does not)"
     return peak
